@@ -1,0 +1,111 @@
+"""Serving slots: one Triton server process per environment, model and colour.
+
+A slot is filled with a package while it has no traffic, proven there, and only then
+put on the route. What serves is never changed in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from llmops_assets.storage.store import Artifact
+
+
+class Environment(StrEnum):
+    STAGING = "staging"
+    PRODUCTION = "production"
+
+
+class Colour(StrEnum):
+    BLUE = "blue"
+    GREEN = "green"
+
+    @property
+    def other(self) -> Colour:
+        return Colour.GREEN if self is Colour.BLUE else Colour.BLUE
+
+
+@dataclass(frozen=True)
+class Slot:
+    environment: Environment
+    model: str
+    colour: Colour
+
+    def __str__(self) -> str:
+        return f"{self.environment}/{self.model}/{self.colour}"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a slot's Triton listens."""
+
+    host: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+
+    @property
+    def http(self) -> str:
+        return f"http://{self.host}:{self.http_port}"
+
+    @property
+    def metrics(self) -> str:
+        return f"http://{self.host}:{self.metrics_port}/metrics"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What a slot holds: a package under a version number."""
+
+    package: str
+    """Digest of the packaged model."""
+    release: str
+    version: int
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """What is in a slot, and whether its server is there."""
+
+    slot: Slot
+    deployment: Deployment | None
+    endpoint: Endpoint | None
+    running: bool
+
+
+class Slots(Protocol):
+    """Starts and stops slots. Every call may be repeated after a crash."""
+
+    def start(self, slot: Slot, package: Artifact, deployment: Deployment) -> Endpoint:
+        """Copies the package into the slot, verifies it, loads it, waits until it is ready.
+
+        Does nothing when the slot already serves exactly this deployment; otherwise it
+        replaces what the slot holds. The caller makes sure that no traffic goes there.
+
+        Raises:
+            SlotError: it did not become ready in time; the slot is stopped again.
+            ArtifactCorruptError: the bytes in the slot are not the package's.
+        """
+        ...
+
+    def state(self, slot: Slot) -> SlotState:
+        """What the slot holds now, asked of the server itself where it runs."""
+        ...
+
+    def drain(self, slot: Slot) -> None:
+        """Waits until the slot has no running request, at most the drain time of the settings."""
+        ...
+
+    def stop(self, slot: Slot) -> None:
+        """Ends the server; the slot keeps its files. Stopping a stopped slot does nothing."""
+        ...
+
+    def clear(self, slot: Slot) -> None:
+        """Ends the server and removes the slot's files: the version is gone from Triton."""
+        ...
+
+    def slots(self, environment: Environment, model: str) -> tuple[SlotState, ...]:
+        """The slots of a model in an environment that ever held something."""
+        ...

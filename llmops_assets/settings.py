@@ -1,0 +1,116 @@
+"""Where things run and live: read from the environment, each with a default.
+
+Set a value as `LLMOPS_<NAME>`, for example `LLMOPS_STATE=/srv/llmops`. `llmops
+settings` prints the effective ones.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Effective settings; immutable once read."""
+
+    model_config = SettingsConfigDict(env_prefix="LLMOPS_", frozen=True, extra="ignore")
+
+    state: Path = Field(
+        default=Path(".llmops"),
+        description="Folder of everything the local stack keeps: store, databases, slots, logs.",
+    )
+    models: Path = Field(
+        default=Path("models"),
+        description="Folder of model specs, `<name>.yaml` each.",
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address that every local server binds. Loopback, as none of them authenticates.",
+    )
+    dagster_port: int | None = Field(
+        default=None, description="Dagster UI. Unset: 3000, or a free port when that is taken."
+    )
+    mlflow_port: int | None = Field(
+        default=None, description="MLflow. Unset: 5000, or a free port when that is taken."
+    )
+    gateway_port: int | None = Field(
+        default=None,
+        description="Production traffic. Unset: 8080, or a free port when that is taken.",
+    )
+    staging_gateway_port: int | None = Field(
+        default=None,
+        description="Staging traffic. Unset: 8081, or a free port when that is taken.",
+    )
+    http_timeout_seconds: float = Field(
+        default=10.0, gt=0, description="Limit of one HTTP call between parts of the platform."
+    )
+    slot_ready_timeout_seconds: float = Field(
+        default=120.0, gt=0, description="How long a serving slot may take to load a package."
+    )
+    drain_seconds: float = Field(
+        default=5.0,
+        ge=0,
+        description="How long a slot that left the route may finish its running requests.",
+    )
+    tool_timeout_seconds: float = Field(
+        default=4 * 3600.0, gt=0, description="Limit of one training, conversion or build."
+    )
+    tool_niceness: int = Field(
+        default=10,
+        ge=0,
+        le=19,
+        description="Niceness of training and builds, so that what serves here keeps its latency.",
+    )
+    threads: int = Field(
+        default=2, ge=1, description="CPU threads of one training, evaluation or serving process."
+    )
+
+    @field_validator("state", "models")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        # Servers run with other working directories than the person who set this.
+        return value.expanduser().resolve()
+
+    @property
+    def store(self) -> Path:
+        """Folder of the artifact store."""
+        return self.state / "store"
+
+    @property
+    def work(self) -> Path:
+        """Folder of unfinished work, one folder per action."""
+        return self.state / "work"
+
+    @property
+    def slots(self) -> Path:
+        """Folder of serving slots: `<environment>/<model>/<colour>`."""
+        return self.state / "slots"
+
+    @property
+    def gateway(self) -> Path:
+        """Folder of the gateway's configuration files and admin socket."""
+        return self.state / "gateway"
+
+    @property
+    def cold(self) -> Path:
+        """Folder that stands for cold storage on one machine."""
+        return self.state / "cold"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the logs of servers and tools."""
+        return self.state / "logs"
+
+    @property
+    def dagster_home(self) -> Path:
+        """`DAGSTER_HOME` of the local stack."""
+        return self.state / "dagster"
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process, read once from the environment."""
+    return Settings()

@@ -1,0 +1,111 @@
+"""What a toolchain does: from a Hugging Face checkpoint to a Triton model repository.
+
+Nothing outside `toolchains/` knows which toolchain a spec picked.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from llmops_assets.spec import Engine, ModelSpec
+from llmops_assets.tools import ToolRunner
+
+Facts = Mapping[str, Any]
+"""What a step says of its result for people: JSON values, shown as asset metadata."""
+
+VERSION_FOLDER = "version"
+"""Name of a packaged model's version folder; deployment renames it to the version's number."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The machine that an engine will serve on."""
+
+    architecture: str
+    """As `platform.machine()` gives it, or a GPU's compute capability such as `sm_90`."""
+
+    @classmethod
+    def here(cls) -> Target:
+        return cls(architecture=platform.machine())
+
+
+class EngineToolchain(Protocol):
+    """Four steps, each a pure function of directories and parameters.
+
+    Every step writes a new directory `output` (which does not exist before) and may be
+    killed at any time: the caller throws an unfinished one away.
+    """
+
+    name: str
+
+    def versions(self) -> Mapping[str, str]:
+        """Versions that decide what the tools produce. Part of every action digest."""
+        ...
+
+    def conversion_parameters(self, engine: Engine) -> Mapping[str, Any]:
+        """What of the spec's engine section the conversion depends on."""
+        ...
+
+    def build_parameters(self, engine: Engine) -> Mapping[str, Any]:
+        """What of the spec's engine section the build depends on."""
+        ...
+
+    def compatible(self, engine_directory: Path, target: Target) -> None:
+        """Checks that a built engine can run on `target`.
+
+        Raises:
+            ToolchainError: it cannot.
+        """
+        ...
+
+    def convert(self, checkpoint: Path, output: Path, engine: Engine, tools: ToolRunner) -> Facts:
+        """Hugging Face directory to the toolchain's checkpoint format.
+
+        Raises:
+            ToolError, ToolchainError: the tool failed, or its output is incomplete.
+        """
+        ...
+
+    def build(self, converted: Path, output: Path, engine: Engine, tools: ToolRunner) -> Facts:
+        """Converted weights to an engine with a sidecar `engine.json`.
+
+        The sidecar holds toolchain, versions, target architecture and build parameters.
+
+        Raises:
+            ToolError, ToolchainError: the tool failed, or its output is incomplete.
+        """
+        ...
+
+    def validate(
+        self,
+        checkpoint: Path,
+        engine_directory: Path,
+        evaluation_data: Path,
+        output: Path,
+        spec: ModelSpec,
+        tools: ToolRunner,
+    ) -> Facts:
+        """Local inference: the engine beside its checkpoint on the evaluation data.
+
+        Writes `predictions.parquet` and `validation.json`, see `build/validation.py`.
+
+        Raises:
+            ToolError, ToolchainError: the tool failed.
+        """
+        ...
+
+    def package(
+        self, engine_directory: Path, checkpoint: Path, output: Path, spec: ModelSpec
+    ) -> Facts:
+        """A Triton model repository: `repository/<model>/{config.pbtxt,version/…}`.
+
+        The package holds neither a version nor a release; deployment adds the version.
+
+        Raises:
+            ToolchainError: the engine is incomplete.
+        """
+        ...
