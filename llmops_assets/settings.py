@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     )
     host: str = Field(
         default="127.0.0.1",
-        description="Address that every local server binds. Loopback, as none of them authenticates.",
+        description="Address that local servers bind. Loopback, as none of them authenticates.",
     )
     dagster_port: int | None = Field(
         default=None, description="Dagster UI. Unset: 3000, or a free port when that is taken."

@@ -45,7 +45,7 @@ class Architecture(Section):
     @model_validator(mode="after")
     def _heads_divide(self) -> Architecture:
         if self.hidden_size % (2 * self.heads):
-            raise ValueError("hidden_size must be a multiple of 2 × heads (rotary embeddings)")
+            raise ValueError("hidden_size must be a multiple of 2 * heads (rotary embeddings)")
         return self
 
 
@@ -144,6 +144,13 @@ class SmokeGate(Section):
     latency_seconds: float = Field(default=5.0, gt=0, description="At most, of the slowest answer.")
 
 
+class ServiceGate(Section):
+    """Objectives of what serves."""
+
+    error_rate: Ratio = Field(default=0.01, description="At most; share of requests that fail.")
+    latency_p99_seconds: float = Field(default=2.0, gt=0, description="At most; whole answers.")
+
+
 class Gates(Section):
     """Thresholds of the decision gates."""
 
@@ -151,6 +158,7 @@ class Gates(Section):
     engine_accuracy: AccuracyGate
     parity: ParityGate = ParityGate()
     smoke: SmokeGate = SmokeGate()
+    service: ServiceGate = ServiceGate()
 
 
 class Rollout(Section):
@@ -192,7 +200,9 @@ class ModelSpec(Section):
     @classmethod
     def _name_is_label(cls, name: str) -> str:
         if not MODEL_NAME.fullmatch(name):
-            raise ValueError("must be a DNS label of at most 40 characters, such as date-normalizer")
+            raise ValueError(
+                "must be a DNS label of at most 40 characters, as date-normalizer"
+            )
         return name
 
 

@@ -27,6 +27,8 @@ from llmops_assets.errors import ToolError
 GUARD = Path(__file__).with_name("tool_guard.py")
 PROGRESS_PREFIX = "@progress "
 TAIL_LINES = 30
+# Longer than the guard of a killed run needs to end its tool.
+LOCK_TIMEOUT_SECONDS = 15.0
 
 # What a tool gets from our environment. Everything else stays here, so that a
 # password in it cannot reach a tool's log, a core dump or a package.
@@ -141,9 +143,15 @@ def run_tool(
         with log.open("ab") as log_file:
             guard = subprocess.Popen(
                 [
-                    sys.executable, "-I", "-S", str(GUARD),
-                    str(lifeline_read), str(niceness), "--", *command,
-                ],  # fmt: skip
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    str(GUARD),
+                    str(lifeline_read),
+                    str(niceness),
+                    "--",
+                    *command,
+                ],
                 cwd=work,
                 env=_tool_environment(environment),
                 stdin=subprocess.DEVNULL,
@@ -187,15 +195,19 @@ def _lock(name: str, work: Path) -> int:
     gone, even when this one was killed first.
     """
     descriptor = os.open(work.with_name(work.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise ToolError(
-            f"{name} is already running in {work}",
-            cure="wait for the other run to end, or terminate it in Dagster's run page",
-        ) from error
-    return descriptor
+    deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise ToolError(
+                    f"{name} is already running in {work}",
+                    cure="wait for the other run to end, or terminate it in Dagster's run page",
+                ) from error
+            time.sleep(0.1)
 
 
 def _tool_environment(extra: Mapping[str, str] | None) -> dict[str, str]:

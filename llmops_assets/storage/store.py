@@ -160,3 +160,31 @@ def check_name(name: str) -> str:
             cure="use the release key and asset names as they are",
         )
     return name
+
+
+def hash_file(path: Path) -> str:
+    """Digest of a file's content."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """Digest of a file, or of the names and contents of all files below a directory.
+
+    Raises:
+        StoreError: there is nothing at `path`.
+    """
+    if path.is_file():
+        return hash_file(path)
+    files = {
+        file.relative_to(path).as_posix(): hash_file(file)
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
+    if not files:
+        raise StoreError(
+            f"There is nothing at {path}",
+            expected="a file, or a directory with files",
+            cure="correct the path in the spec; it counts from the folder that holds models/",
+        )
+    return digest_of(canonical_json(files))

@@ -1,0 +1,1 @@
+"""Engines for the CPU by ONNX Runtime GenAI."""

@@ -1,0 +1,182 @@
+"""Build: from a checkpoint to a package that Triton can serve."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from llmops_assets.build.packaging import PACKAGE_MEDIA_TYPE, tree_of
+from llmops_assets.develop.assets import HEAVY_POOL
+from llmops_assets.evidence.gates import FITS_TARGET, REGISTERED
+from llmops_assets.partitions import RELEASES
+from llmops_assets.platform import Platform
+from llmops_assets.reporting import explained, materialized, produce
+from llmops_assets.spec import canonical
+from llmops_assets.storage.artifacts import ArtifactHandle
+from llmops_assets.storage.columns import Action, Workshop
+from llmops_assets.toolchains import toolchain_for
+
+GROUP = "build"
+OWNERS = ["team:ml-engineering"]
+
+
+@dg.asset(
+    partitions_def=RELEASES,
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"onnx"},
+    # Building starts once the release is registered, as the workflow has it.
+    deps=["registered_model"],
+    pool=HEAVY_POOL,
+)
+@explained()
+def converted_weights(
+    context: dg.AssetExecutionContext,
+    checkpoint: ArtifactHandle,
+    platform: dg.ResourceParam[Platform],
+) -> dg.MaterializeResult[ArtifactHandle]:
+    """The weights in the toolchain's own checkpoint format."""
+    release = context.partition_key
+    platform.require(release, REGISTERED, platform.column(release))
+    engine_spec = platform.spec(release).engine
+    toolchain = toolchain_for(engine_spec)
+
+    def convert(workshop: Workshop) -> Mapping[str, Any]:
+        tools = platform.tools(release, "converted_weights", workshop, context.log.info)
+        return toolchain.convert(checkpoint.path, workshop.output, engine_spec, tools)
+
+    action = Action(
+        asset="converted_weights",
+        media_type=f"application/vnd.llmops.weights.{toolchain.name}.v1",
+        inputs={"checkpoint": checkpoint.digest},
+        parameters=toolchain.conversion_parameters(engine_spec),
+        versions=toolchain.versions(),
+    )
+    return produce(context, platform, action, convert)
+
+
+@dg.asset(
+    partitions_def=RELEASES,
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"onnx"},
+    pool=HEAVY_POOL,
+)
+@explained()
+def engine(
+    context: dg.AssetExecutionContext,
+    converted_weights: ArtifactHandle,
+    platform: dg.ResourceParam[Platform],
+) -> dg.MaterializeResult[ArtifactHandle]:
+    """The engine for its target, with a sidecar: architecture, tool versions, flags."""
+    release = context.partition_key
+    engine_spec = platform.spec(release).engine
+    toolchain = toolchain_for(engine_spec)
+
+    def build(workshop: Workshop) -> Mapping[str, Any]:
+        tools = platform.tools(release, "engine", workshop, context.log.info)
+        return toolchain.build(converted_weights.path, workshop.output, engine_spec, tools)
+
+    action = Action(
+        asset="engine",
+        media_type=f"application/vnd.llmops.engine.{toolchain.name}.v1",
+        inputs={"converted_weights": converted_weights.digest},
+        parameters=toolchain.build_parameters(engine_spec),
+        versions=toolchain.versions(),
+    )
+    result = platform.columns.produce(release, action, build)
+    size = platform.store.describe(result.artifact).size
+    return materialized(
+        platform,
+        result,
+        {
+            "engine_bytes": size,
+            "compression_ratio": converted_weights.artifact.size / size,
+            "build_seconds": (result.finished - result.started).total_seconds(),
+        },
+    )
+
+
+@dg.asset(
+    partitions_def=RELEASES,
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"onnx", "parquet"},
+    pool=HEAVY_POOL,
+)
+@explained()
+def engine_validation(
+    context: dg.AssetExecutionContext,
+    engine: ArtifactHandle,
+    checkpoint: ArtifactHandle,
+    evaluation_data: ArtifactHandle,
+    platform: dg.ResourceParam[Platform],
+) -> dg.MaterializeResult[ArtifactHandle]:
+    """Local inference beside the checkpoint: agreement, accuracy, latency, throughput."""
+    release = context.partition_key
+    spec = platform.spec(release)
+    toolchain = toolchain_for(spec.engine)
+    platform.require(release, [FITS_TARGET], {"engine": engine})
+
+    def validate(workshop: Workshop) -> Mapping[str, Any]:
+        tools = platform.tools(release, "engine_validation", workshop, context.log.info)
+        toolchain.validate(
+            checkpoint.path, engine.path, evaluation_data.path, workshop.output, spec, tools
+        )
+        return json.loads((workshop.output / "validation.json").read_text(encoding="utf-8"))
+
+    action = Action(
+        asset="engine_validation",
+        media_type="application/vnd.llmops.validation.v1",
+        inputs={
+            "engine": engine.digest,
+            "checkpoint": checkpoint.digest,
+            "evaluation_data": evaluation_data.digest,
+        },
+        parameters={
+            "constraints": canonical(spec.constraints),
+            "threads": spec.serving.threads,
+        },
+        versions=toolchain.versions(),
+    )
+    return produce(context, platform, action, validate)
+
+
+@dg.asset(
+    partitions_def=RELEASES,
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"triton", "onnx"},
+    # Not an input: the package is the same bytes however well they were validated.
+    deps=["engine_validation"],
+    pool=HEAVY_POOL,
+)
+@explained()
+def packaged_model(
+    context: dg.AssetExecutionContext,
+    engine: ArtifactHandle,
+    checkpoint: ArtifactHandle,
+    platform: dg.ResourceParam[Platform],
+) -> dg.MaterializeResult[ArtifactHandle]:
+    """A Triton model repository: engine, config and tokenizer, without version or release."""
+    spec = platform.spec(context.partition_key)
+    toolchain = toolchain_for(spec.engine)
+
+    def package(workshop: Workshop) -> Mapping[str, Any]:
+        return toolchain.package(engine.path, checkpoint.path, workshop.output, spec)
+
+    action = Action(
+        asset="packaged_model",
+        media_type=PACKAGE_MEDIA_TYPE,
+        inputs={"engine": engine.digest, "checkpoint": checkpoint.digest},
+        parameters={
+            "model": spec.name,
+            "serving": canonical(spec.serving),
+            "constraints": canonical(spec.constraints),
+        },
+        versions=toolchain.versions(),
+    )
+    result = platform.columns.produce(context.partition_key, action, package)
+    tree = tree_of(platform.store.describe(result.artifact))
+    return materialized(platform, result, {"tree": dg.MetadataValue.md(f"```\n{tree}\n```")})

@@ -1,0 +1,76 @@
+"""How the gates of the Build phase judge an engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmops_assets.errors import ToolchainError
+from llmops_assets.evidence.verdicts import Judgement
+from llmops_assets.spec import ModelSpec, ParityGate
+from llmops_assets.storage.artifacts import ArtifactHandle
+from llmops_assets.toolchains import toolchain_for
+from llmops_assets.toolchains.base import Target
+
+VALIDATION_FILE = "validation.json"
+
+
+def judge_weights(column: Mapping[str, ArtifactHandle]) -> Judgement:
+    """The converted weights came from this checkpoint, and every byte is there."""
+    weights = column["converted_weights"]
+    expected = column["checkpoint"].digest
+    actual = weights.result.inputs.get("checkpoint")
+    files = len(list(weights.path.rglob("*")))  # opening it verifies every byte
+    return Judgement(
+        passed=actual == expected,
+        measured={"checkpoint": actual, "files": files},
+        threshold={"checkpoint": expected},
+        reason=f"The weights were converted from {actual}.",
+    )
+
+
+def judge_target(spec: ModelSpec, engine: Path) -> Judgement:
+    """The engine can run on this machine, where the local slots are."""
+    target = Target.here()
+    try:
+        toolchain_for(spec.engine).compatible(engine, target)
+        problem = None
+    except ToolchainError as error:
+        problem = str(error)
+    sidecar = json.loads((engine / "engine.json").read_text(encoding="utf-8"))
+    return Judgement(
+        passed=problem is None,
+        measured={"target": sidecar["target"]},
+        threshold={"architecture": target.architecture},
+        reason=problem or f"The engine runs on {target.architecture}.",
+    )
+
+
+def judge_parity(validation: Path, gate: ParityGate) -> Judgement:
+    """Greedy tokens and logits stay close to the checkpoint's; token ids are the same."""
+    found: Mapping[str, Any] = json.loads((validation / VALIDATION_FILE).read_text("utf-8"))
+    agreement = found["token_agreement"]
+    distance = found["logit_distance"]["largest"]
+    tokenizer = found["tokenizer_parity"]
+    same_ids = tokenizer["equal"] == tokenizer["prompts"]
+    return Judgement(
+        passed=agreement >= gate.token_agreement
+        and distance <= gate.logit_distance
+        and same_ids
+        and tokenizer["prompts"] > 0,
+        measured={
+            "token_agreement": agreement,
+            "logit_distance": distance,
+            "tokenizer_parity": tokenizer,
+            "prompts": found["prompts"],
+        },
+        threshold={
+            "token_agreement": gate.token_agreement,
+            "logit_distance": gate.logit_distance,
+            "tokenizer_parity": "all equal",
+        },
+        reason=f"{agreement:.4f} of greedy tokens agree, logits differ by at most {distance:.4g}, "
+        f"token ids are equal for {tokenizer['equal']} of {tokenizer['prompts']} prompts.",
+    )

@@ -1,0 +1,303 @@
+"""The `llmops` command line."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from llmops_assets import __version__
+from llmops_assets.errors import LLMOpsError
+from llmops_assets.release import Release
+from llmops_assets.settings import Settings, get_settings
+from llmops_assets.spec import json_schema, read_spec
+
+EXIT_FAILED = 1
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class Commands(click.Group):
+    """Shows errors with a known cure as one message, in place of a stack trace."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LLMOpsError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(EXIT_ERROR)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """The life of a language model, from spec to archive.
+
+    \b
+    A first tour:   llmops demo
+    Every day:      llmops up, llmops release MODEL, llmops promote RELEASE, llmops status
+    At night:       llmops rollback MODEL --reason WHY
+
+    Settings are environment variables; `llmops settings` lists them.
+    """
+
+
+@main.command()
+def up() -> None:
+    """Start the local stack: Dagster, MLflow, the gateway, and what served before."""
+    from llmops_assets.local import stack
+
+    info = stack.up(get_settings(), _step)
+    for problem in info.problems:
+        click.echo(f"problem: {problem}", err=True)
+    click.echo(f"Dagster  {info.endpoints.dagster_url}")
+    click.echo(f"MLflow   {info.endpoints.mlflow_url}")
+    click.echo(
+        f"Gateway  {info.endpoints.gateway_url} (staging {info.endpoints.staging_gateway_url})"
+    )
+    if info.problems:
+        sys.exit(EXIT_FAILED)
+
+
+@main.command()
+def down() -> None:
+    """Stop everything of the local stack. What it keeps stays in the state folder."""
+    from llmops_assets.local import stack
+
+    stack.down(get_settings(), _step)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON document, for scripts.")
+def status(as_json: bool) -> None:
+    """What runs, what answers, and what serves. Exit code 1 when something does not answer."""
+    from dataclasses import asdict
+
+    from llmops_assets.local import stack
+
+    programs = stack.status(get_settings())
+    if as_json:
+        click.echo(json.dumps([asdict(program) for program in programs], indent=2))
+    else:
+        for program in programs:
+            mark = "ready" if program.ready else "running" if program.running else "down"
+            uptime = f"{program.uptime_seconds:.0f} s" if program.uptime_seconds else "-"
+            click.echo(
+                f"{program.name:<42} {mark:<8} port {program.port or '-':<6} "
+                f"up {uptime:<9} {program.detail}"
+            )
+    if not all(program.ready for program in programs):
+        sys.exit(EXIT_FAILED)
+
+
+@main.command()
+@click.argument("program", required=False)
+@click.option("--follow", "-f", is_flag=True, help="Go on with new lines until Ctrl-C.")
+@click.option("--lines", "-n", default=50, show_default=True, help="Last lines to begin with.")
+def logs(program: str | None, follow: bool, lines: int) -> None:
+    """Logs of the stack's servers; PROGRAM is a name from `llmops status`."""
+    from llmops_assets.local import stack
+
+    for line in stack.logs(get_settings(), program, follow, lines):
+        click.echo(line)
+
+
+@main.command()
+def settings() -> None:
+    """The effective settings, with the variable of each and what it means."""
+    values = get_settings()
+    for name, field in Settings.model_fields.items():
+        click.echo(f"LLMOPS_{name.upper()}={getattr(values, name)}\n    {field.description}")
+
+
+@main.group()
+def spec() -> None:
+    """Model specs: their schema, and whether a file is a valid one."""
+
+
+@spec.command()
+def schema() -> None:
+    """Print the JSON Schema of a model spec, for editors and CI."""
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+@spec.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+def validate(files: tuple[Path, ...]) -> None:
+    """Check spec FILES. Exit code 1 when one is not valid; all mistakes name their lines."""
+    broken = False
+    for file in files:
+        try:
+            read_spec(file)
+        except LLMOpsError as error:
+            broken = True
+            click.echo(f"error: {error}", err=True)
+        else:
+            click.echo(f"ok: {file}")
+    if broken:
+        sys.exit(EXIT_FAILED)
+
+
+def _submits(function: Callable[..., None]) -> Callable[..., None]:
+    """Options that all commands share which submit a run to Dagster."""
+    for option in (
+        click.option(
+            "--wait/--no-wait",
+            default=True,
+            show_default=True,
+            help="Show what the run does and exit with its outcome.",
+        ),
+        click.option(
+            "--url", envvar="LLMOPS_DAGSTER_URL", help="Dagster's address; the local one if unset."
+        ),
+        click.option("--token", envvar="LLMOPS_DAGSTER_TOKEN", help="Bearer token of its proxy."),
+    ):
+        function = option(function)
+    return function
+
+
+@main.command()
+@click.argument("model")
+@click.option("--commit", help="Take the spec as it stood at this git revision.")
+@_submits
+def release(model: str, commit: str | None, wait: bool, url: str | None, token: str | None) -> None:
+    """Make a release of MODEL: from its spec to staging, through every gate.
+
+    It costs only what changed since earlier releases. Exit code 0: in staging; 1: a gate
+    or a step failed; 2: it could not be submitted.
+    """
+    from llmops_assets.local import releasing
+
+    if commit is None and url is None:
+        read_spec(get_settings().models / f"{model}.yaml")  # found before a run is queued
+    client = _client(url, token)
+    key = Release.by_hand(model, datetime.now(UTC)).key
+    run = releasing.start_release(client, key, getpass.getuser(), commit)
+    click.echo(f"release {key}: {client.run_url(run)}")
+    if wait:
+        _exit_with(
+            client,
+            run,
+            f"{key} is in staging. Next: llmops promote {key} --approver NAME --reason WHY",
+        )
+
+
+@main.command()
+@click.argument("release_key", metavar="RELEASE")
+@click.option("--approver", help="Who decides; not whoever asked for the release.")
+@click.option("--reason", help="Why.")
+@click.option("--reject", is_flag=True, help="Decide against the release.")
+@click.option(
+    "--package-digest", help="The package that the decision is about. Unset: the one in the store."
+)
+@_submits
+def promote(
+    release_key: str,
+    approver: str | None,
+    reason: str | None,
+    reject: bool,
+    package_digest: str | None,
+    wait: bool,
+    url: str | None,
+    token: str | None,
+) -> None:
+    """Put RELEASE into production: a decision, a candidate in the idle slot, the route's move.
+
+    Without --approver the decision that was recorded before is used.
+    """
+    from llmops_assets.local import releasing
+
+    Release.parse(release_key)
+    client = _client(url, token)
+    decision = None
+    if approver is not None or reject:
+        decision = releasing.Decision(
+            approver=approver or "",
+            reason=reason or "",
+            approve=not reject,
+            package=package_digest or releasing.package_digest(get_settings(), release_key),
+        )
+        click.echo(f"deciding about package {decision.package}")
+    run = releasing.start_promotion(client, release_key, decision)
+    click.echo(f"promoting {release_key}: {client.run_url(run)}")
+    if wait:
+        _exit_with(client, run, f"{release_key} serves in production.")
+
+
+def _job_command(name: str, job: str, help_text: str, done: str) -> None:
+    @main.command(name, help=help_text)
+    @click.argument("release_key", metavar="RELEASE")
+    @_submits
+    def command(release_key: str, wait: bool, url: str | None, token: str | None) -> None:
+        Release.parse(release_key)
+        client = _client(url, token)
+        run = client.launch(job, release_key)
+        click.echo(f"{name} {release_key}: {client.run_url(run)}")
+        if wait:
+            _exit_with(client, run, f"{release_key} {done}.")
+
+
+_job_command("observe", "observe", "Read metrics and incidents of RELEASE while it serves.", "was observed")
+_job_command("deprecate", "deprecate", "Take RELEASE off all routes; it must not serve.", "is deprecated")
+_job_command("archive", "archive_release", "Put deprecated RELEASE into cold storage.", "is archived and restores")
+_job_command("remove", "remove", "Remove archived RELEASE from Triton.", "is removed")
+
+
+@main.command()
+@click.argument("model")
+@click.option("--reason", required=True, help="Why; it goes into the record.")
+def rollback(model: str, reason: str) -> None:
+    """Give MODEL's production traffic back to the release before, at once.
+
+    It changes the route itself and waits for no run and no queue.
+    """
+    from llmops_assets.local import releasing
+
+    serving = releasing.roll_back_now(get_settings(), model, getpass.getuser(), reason)
+    click.echo(f"{serving} serves {model} again")
+
+
+@main.command()
+def demo() -> None:
+    """Start everything, make a release of the example model, and put it into production."""
+    from llmops_assets.local.demo import run_demo
+
+    sys.exit(0 if run_demo(get_settings(), click.echo) else EXIT_FAILED)
+
+
+def _client(url: str | None, token: str | None) -> Any:
+    from llmops_assets.local.releasing import client_for
+
+    return client_for(get_settings(), url, token)
+
+
+def _exit_with(client: Any, run: str, success: str) -> NoReturn:
+    """Follows a run to its end, and exits with its outcome."""
+    try:
+        outcome = client.follow(run, click.echo)
+    except KeyboardInterrupt:
+        click.echo(
+            f"\nStopped watching; the run goes on: {client.run_url(run)} (terminate it there)",
+            err=True,
+        )
+        sys.exit(EXIT_INTERRUPTED)
+    if outcome.succeeded:
+        click.echo(success)
+        sys.exit(0)
+    for failure in outcome.failures:
+        click.echo(f"failed: {failure}", err=True)
+    sys.exit(EXIT_FAILED)
+
+
+def _step(text: str) -> None:
+    click.echo(f"  {text}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""Deploy: a package to staging, through a human decision, to production."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from llmops_assets.deploy import approval as approvals
+from llmops_assets.deploy.delivery import (
+    LoadedPackage,
+    RouteMove,
+    deployment_of,
+    load,
+    move,
+    move_back,
+    warm,
+)
+from llmops_assets.deploy.smoke import ask_known, judge_smoke
+from llmops_assets.develop.registration import Registration
+from llmops_assets.errors import LifecycleOrderError, SlotError
+from llmops_assets.evidence.gates import APPROVED, BUILT, CANARY, PROVEN, STAGED
+from llmops_assets.evidence.verdicts import Verdict
+from llmops_assets.operate.incidents import Incident, report_incident
+from llmops_assets.partitions import RELEASES
+from llmops_assets.platform import Platform
+from llmops_assets.release import Release
+from llmops_assets.reporting import (
+    check_result,
+    check_specs,
+    decide,
+    explained,
+    materialized,
+    report_route,
+    stop,
+)
+from llmops_assets.serving.routes import Route
+from llmops_assets.serving.slots import Deployment, Environment, Slot
+from llmops_assets.storage.artifacts import ArtifactHandle
+from llmops_assets.storage.columns import Action, Result
+
+GROUP = "deploy"
+ENGINEERS = ["team:ml-engineering"]
+PLATFORM = ["team:platform"]
+STAGING_POOL = "deploy_staging"
+PRODUCTION_POOL = "deploy_production"
+"""Pools of the steps that fill slots or move routes; one at a time in each environment."""
+LOADED_MEDIA_TYPE = "application/vnd.llmops.deployment.v1"
+
+
+class ApprovalConfig(dg.Config):
+    """A decision about the release; leave everything empty to use the one made before."""
+
+    approver: str | None = None
+    """Who decides."""
+    decision: str | None = None
+    """`approve` or `reject`."""
+    reason: str | None = None
+    """Why."""
+    package_digest: str | None = None
+    """Digest of the packaged model that the approver looked at."""
+
+
+@dg.asset(
+    partitions_def=RELEASES, group_name=GROUP, owners=ENGINEERS, kinds={"triton"}, pool=STAGING_POOL
+)
+@explained()
+def staging_deployment(
+    context: dg.AssetExecutionContext,
+    packaged_model: ArtifactHandle,
+    registered_model: ArtifactHandle,
+    platform: dg.ResourceParam[Platform],
+) -> dg.MaterializeResult[ArtifactHandle]:
+    """The package copied to staging, loaded, asked known questions, and put on staging's route."""
+    release = context.partition_key
+    platform.require(release, BUILT, platform.column(release))
+    result, loaded = _load(
+        platform, release, "staging_deployment", Environment.STAGING, packaged_model,
+        Registration.model_validate_json(registered_model.document).version,
+    )  # fmt: skip
+    route = move(platform.routes, loaded, f"run {context.run_id}", f"staging {release}")
+    for state in platform.slots.slots(Environment.STAGING, loaded.model):
+        # Staging keeps nothing warm: its memory is better spent on the next candidate.
+        if state.slot.colour != loaded.colour:
+            platform.slots.drain(state.slot)
+            platform.slots.stop(state.slot)
+    return materialized(platform, result, {"route_generation": route.generation})
+
+
+@dg.asset(partitions_def=RELEASES, group_name=GROUP, owners=ENGINEERS, kinds={"approval"})
+@explained()
+def production_approval(
+    context: dg.AssetExecutionContext,
+    config: ApprovalConfig,
+    staging_deployment: ArtifactHandle,
+    packaged_model: ArtifactHandle,
+    platform: dg.ResourceParam[Platform],
+) -> dg.MaterializeResult[ArtifactHandle]:
+    """A person's decision about exactly this package. A run never waits for one."""
+    release = context.partition_key
+    started = datetime.now(UTC)
+    column = platform.column(release)
+    platform.require(release, STAGED, column)
+    recorded = column.get("production_approval")
+    document = approvals.decide(
+        release,
+        packaged_model.digest,
+        str(column["model_spec"].result.facts["requested_by"]),
+        None if recorded is None else approvals.Approval.model_validate_json(recorded.document),
+        approver=config.approver,
+        decision=config.decision,
+        reason=config.reason,
+        about=config.package_digest,
+    )
+    action = Action(
+        asset="production_approval",
+        media_type="application/vnd.llmops.approval.v1",
+        inputs={
+            "packaged_model": packaged_model.digest,
+            "staging_deployment": staging_deployment.digest,
+        },
+    )
+    return materialized(platform, platform.columns.record(release, action, document, started))
+
+
+@dg.asset(
+    partitions_def=RELEASES,
+    group_name=GROUP,
+    owners=PLATFORM,
+    kinds={"triton"},
+    deps=["production_approval"],
+    pool=PRODUCTION_POOL,
+)
+@explained()
+def production_candidate(
+    context: dg.AssetExecutionContext,
+    packaged_model: ArtifactHandle,
+    registered_model: ArtifactHandle,
+    platform: dg.ResourceParam[Platform],
+) -> dg.MaterializeResult[ArtifactHandle]:
+    """The package loaded in production's idle slot and asked known questions; no traffic yet."""
+    release = context.partition_key
+    platform.require(release, APPROVED, platform.column(release))
+    result, _ = _load(
+        platform, release, "production_candidate", Environment.PRODUCTION, packaged_model,
+        Registration.model_validate_json(registered_model.document).version,
+    )  # fmt: skip
+    return materialized(platform, result)
+
+
+@dg.asset(
+    partitions_def=RELEASES,
+    group_name=GROUP,
+    owners=PLATFORM,
+    kinds={"envoy", "triton"},
+    check_specs=check_specs(CANARY),
+    pool=PRODUCTION_POOL,
+)
+def production_deployment(
+    context: dg.AssetExecutionContext,
+    production_candidate: ArtifactHandle,
+    packaged_model: ArtifactHandle,
+    platform: dg.ResourceParam[Platform],
+) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[ArtifactHandle]]:
+    """The route's move to the candidate, watched; it moves back when the release misbehaves."""
+    release = context.partition_key
+    with explained():
+        started = datetime.now(UTC)
+        platform.require(release, PROVEN, platform.column(release))
+        candidate = LoadedPackage.model_validate_json(production_candidate.document)
+        _still_there(platform, candidate, packaged_model.digest)
+        actor = f"run {context.run_id}"
+        route = move(platform.routes, candidate, actor, f"deploying {release}")
+        report_route(context, route)
+        answers = ask_known(
+            platform.spec(release), platform.gateway_url, platform.settings.http_timeout_seconds
+        )
+        verdict = decide(
+            context.run_id, platform, release, CANARY,
+            lambda spec, _: judge_smoke(answers, spec.gates.smoke, candidate.deployment.version),
+        )  # fmt: skip
+    yield check_result(CANARY, verdict)
+    if not verdict.passed:
+        with explained():
+            report_route(context, _back_out(platform, route, actor, verdict, started))
+        stop(context.instance, context.run_id, platform, release, [(CANARY, verdict)])
+    previous = warm(route)
+    action = Action(
+        asset="production_deployment",
+        media_type="application/vnd.llmops.route-move.v1",
+        inputs={
+            "production_candidate": production_candidate.digest,
+            "packaged_model": packaged_model.digest,
+        },
+    )
+    document = RouteMove(
+        environment=Environment.PRODUCTION,
+        model=candidate.model,
+        generation=route.generation,
+        deployment=candidate.deployment,
+        colour=candidate.colour,
+        previous=None if previous is None else deployment_of(previous),
+        answers=answers,
+        time=datetime.now(UTC),
+    )
+    with explained():
+        result = platform.columns.record(release, action, document, started)
+        yield materialized(
+            platform, result, {"gateway": dg.MetadataValue.url(platform.gateway_url)}
+        )
+
+
+def _load(
+    platform: Platform,
+    release: str,
+    asset: str,
+    environment: Environment,
+    package: ArtifactHandle,
+    version: int,
+) -> tuple[Result, LoadedPackage]:
+    """Loads the package into the environment's idle slot and asks it the known questions."""
+    started = datetime.now(UTC)
+    if platform.columns.find(release, "deprecated_version") is not None:
+        raise LifecycleOrderError(
+            f"Release {release} is deprecated and takes no traffic any more",
+            expected="a release that was not deprecated",
+            cure=f"make a new one of the same spec: `llmops release {Release.parse(release).model}`",
+        )
+    spec = platform.spec(release)
+    deployment = Deployment(package.digest, release, version)
+    slot, endpoint = load(
+        platform.slots, platform.routes, environment, spec.name, package.artifact, deployment
+    )
+    loaded = LoadedPackage(
+        environment=environment,
+        model=spec.name,
+        colour=slot.colour,
+        deployment=deployment,
+        endpoint=endpoint,
+        load_seconds=(datetime.now(UTC) - started).total_seconds(),
+        answers=ask_known(spec, endpoint, platform.settings.http_timeout_seconds),
+        time=datetime.now(UTC),
+    )
+    action = Action(
+        asset=asset, media_type=LOADED_MEDIA_TYPE, inputs={"packaged_model": package.digest}
+    )
+    return platform.columns.record(release, action, loaded, started), loaded
+
+
+def _still_there(platform: Platform, candidate: LoadedPackage, package: str) -> None:
+    """Checks that the slot still holds, and serves, the judged package.
+
+    Raises:
+        SlotError: it does not; another release may have taken the idle slot.
+    """
+    slot = Slot(candidate.environment, candidate.model, candidate.colour)
+    state = platform.slots.state(slot)
+    if not state.running or state.deployment != candidate.deployment:
+        raise SlotError(
+            f"Slot {slot} does not serve the candidate",
+            expected=f"{candidate.deployment.release} with package {package}",
+            found=state.deployment if state.running else f"{state.deployment}, not running",
+            cure=f"materialize production_candidate of {candidate.deployment.release} again",
+        )
+
+
+def _back_out(
+    platform: Platform,
+    route: Route,
+    actor: str,
+    verdict: Verdict,
+    started: datetime,
+) -> Route:
+    """Takes a failed release off the route and records the incident."""
+    changed = move_back(platform.routes, route, actor, f"canary failed: {verdict.reason}")
+    report_incident(
+        platform.store,
+        Incident(
+            model=route.model,
+            release=verdict.release,
+            what=f"canary failed: {verdict.reason}",
+            action=f"the route went back to {changed.serving.release}"
+            if changed.serving is not None
+            else "the route was emptied, as nothing served before",
+            actor=actor,
+            detected=started,
+            answered=datetime.now(UTC),
+        ),
+    )
+    return changed

@@ -1,0 +1,109 @@
+"""Smoke requests: known questions, asked before a deployment gets traffic."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from llmops_assets.errors import SlotError
+from llmops_assets.evidence.verdicts import Judgement
+from llmops_assets.serving import triton
+from llmops_assets.serving.slots import Endpoint
+from llmops_assets.spec import ModelSpec, SmokeGate
+
+
+class Answer(BaseModel):
+    """What a deployment said to a known question."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt: str
+    expected: str
+    answer: str | None
+    """None when there was no answer; then `problem` says why."""
+    problem: str | None = None
+    seconds: float
+    version: int | None = None
+    """The version that answered, as Triton names it."""
+
+
+def ask_known(spec: ModelSpec, url: str | Endpoint, timeout_seconds: float) -> tuple[Answer, ...]:
+    """Asks every known question of the spec, after one that only warms up.
+
+    A question without an answer is part of the result, not an error: the gate judges it.
+    """
+    questions = spec.serving.known_answers
+    _ask(spec, url, questions[0].prompt, questions[0].answer, timeout_seconds)
+    return tuple(
+        _ask(spec, url, known.prompt, known.answer, timeout_seconds) for known in questions
+    )
+
+
+def judge_smoke(
+    answers: Sequence[Answer], gate: SmokeGate, version: int | None = None
+) -> Judgement:
+    """Every known question got its answer, in time.
+
+    Args:
+        version: the version that must have answered; None to accept any.
+    """
+    wrong = [
+        f"{answer.prompt!r} gave {answer.answer!r}, not {answer.expected!r}"
+        if answer.problem is None
+        else f"{answer.prompt!r} gave no answer: {answer.problem}"
+        for answer in answers
+        if answer.answer != answer.expected
+    ]
+    strangers = sorted(
+        {
+            str(answer.version)
+            for answer in answers
+            if version is not None and answer.problem is None and answer.version != version
+        }
+    )
+    if strangers:
+        wrong.append(f"version {', '.join(strangers)} answered, not {version}")
+    slowest = max((answer.seconds for answer in answers), default=0.0)
+    if slowest > gate.latency_seconds:
+        wrong.append(f"the slowest answer took {slowest:.3f} s")
+    return Judgement(
+        passed=bool(answers) and not wrong,
+        measured={"answers": [answer.answer for answer in answers], "latency_seconds": slowest},
+        threshold={
+            "answers": [answer.expected for answer in answers],
+            "latency_seconds": gate.latency_seconds,
+        },
+        reason="; ".join(wrong)
+        or f"All {len(answers)} known questions were answered, in at most {slowest:.3f} s.",
+    )
+
+
+def _ask(
+    spec: ModelSpec, url: str | Endpoint, prompt: str, expected: str, timeout_seconds: float
+) -> Answer:
+    started = time.monotonic()
+    try:
+        output = triton.generate(
+            url,
+            spec.name,
+            prompt,
+            timeout_seconds=timeout_seconds,
+            max_tokens=spec.constraints.max_output_tokens,
+        )
+    except SlotError as error:
+        return Answer(
+            prompt=prompt,
+            expected=expected,
+            answer=None,
+            problem=str(error),
+            seconds=time.monotonic() - started,
+        )
+    return Answer(
+        prompt=prompt,
+        expected=expected,
+        answer=str(output["text_output"]),
+        seconds=time.monotonic() - started,
+        version=int(output["model_version"]),
+    )

@@ -1,0 +1,78 @@
+"""Registering a release: what it was made of goes to the registry as tags."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from pydantic import BaseModel, ConfigDict
+
+from llmops_assets.develop.registry import ModelRegistry
+from llmops_assets.evidence.verdicts import Judgement
+from llmops_assets.release import Release
+from llmops_assets.storage.artifacts import ArtifactHandle
+from llmops_assets.storage.columns import Action, Columns, Result
+
+TAGGED = ("model_spec", "training_data", "evaluation_data", "checkpoint", "evaluation")
+"""Assets whose digests the registered version carries, as `llmops.<asset>`."""
+
+
+class Registration(BaseModel):
+    """The document of the `registered_model` artifact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    version: int
+    tags: dict[str, str]
+
+
+def register(
+    columns: Columns, registry: ModelRegistry, release: str, column: Mapping[str, ArtifactHandle]
+) -> Result:
+    """Gives the release its version; a second call finds the first one's.
+
+    Raises:
+        RegistryError: the registry does not answer.
+    """
+    started = datetime.now(UTC)
+    source = json.loads((column["model_spec"].path / "source.json").read_text(encoding="utf-8"))
+    digests = {asset: column[asset].digest for asset in TAGGED}
+    tags = {f"llmops.{asset}": digest for asset, digest in digests.items()}
+    tags["llmops.spec_commit"] = source["commit"] or "not in git"
+    registered = registry.register(
+        Release.parse(release).model, release, tags, columns.store.record(digests["checkpoint"])
+    )
+    action = Action(
+        asset="registered_model",
+        media_type="application/vnd.llmops.registration.v1",
+        inputs=digests,
+    )
+    document = Registration(
+        model=registered.model, version=registered.version, tags=dict(registered.tags)
+    )
+    return columns.record(release, action, document, started)
+
+
+def judge_registered(
+    registry: ModelRegistry, release: str, column: Mapping[str, ArtifactHandle]
+) -> Judgement:
+    """The registry, asked again, holds the version with the digests of what was evaluated."""
+    document = Registration.model_validate_json(column["registered_model"].document)
+    found = registry.find(document.model, release)
+    measured = dict(found.tags) if found is not None else {}
+    expected = {f"llmops.{asset}": column[asset].digest for asset in ("checkpoint", "evaluation")}
+    passed = (
+        found is not None
+        and found.version == document.version
+        and all(measured.get(tag) == digest for tag, digest in expected.items())
+    )
+    return Judgement(
+        passed=passed,
+        measured={tag: measured.get(tag) for tag in expected},
+        threshold=expected,
+        reason=f"Version {document.version} carries the evaluated digests."
+        if passed
+        else f"Version {document.version} in the registry does not carry the evaluated digests.",
+    )

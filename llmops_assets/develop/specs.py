@@ -1,0 +1,120 @@
+"""Freezing a model spec: the file as it stands, and the commit it stands at."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from llmops_assets.errors import SpecError
+from llmops_assets.evidence.verdicts import Judgement
+from llmops_assets.spec import ModelSpec, parse_spec, read_spec
+
+GIT_TIMEOUT_SECONDS = 20
+
+
+class SpecSource(BaseModel):
+    """Where a frozen spec came from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str
+    """Path of the spec, relative to its repository where it is in one."""
+    commit: str | None
+    """The commit it stands at; None outside of git or before the first commit."""
+    changed: bool
+    """Whether the file differs from that commit."""
+
+
+def load(models: Path, model: str, commit: str | None) -> tuple[ModelSpec, SpecSource]:
+    """Reads a model's spec from its folder, or as it stood in a commit.
+
+    Args:
+        models: the folder of specs.
+        commit: a git revision of the repository that holds the folder; None for the file
+            as it is now.
+
+    Raises:
+        SpecError: it is missing or not valid.
+    """
+    path = models / f"{model}.yaml"
+    if commit is None:
+        return read_spec(path), _source_of(path)
+    top = _git(models, "rev-parse", "--show-toplevel")
+    revision = _git(models, "rev-parse", "--verify", "--end-of-options", f"{commit}^{{commit}}")
+    if top is None or revision is None:
+        raise SpecError(
+            f"There is no commit {commit} in the repository of {models}",
+            cure="fetch it, or give a commit that is there",
+        )
+    file = path.relative_to(top).as_posix()
+    text = _git(models, "show", f"{revision}:{file}")
+    if text is None:
+        raise SpecError(
+            f"Commit {revision} has no {file}",
+            cure="check the model's name, or give the commit that added it",
+        )
+    return (
+        parse_spec(text, f"{file} at {revision[:12]}", expected_name=model),
+        SpecSource(file=file, commit=revision, changed=False),
+    )
+
+
+def judge_complete(spec: ModelSpec) -> Judgement:
+    """Use case, metrics and constraints are there, and the known answers fit the constraints."""
+    missing = [
+        problem
+        for problem, found in {
+            "the use case is shorter than three words": len(spec.use_case.split()) < 3,
+            "exact_match is not among the metrics, but gates judge it": (
+                "exact_match" not in spec.metrics
+            ),
+            "a known answer is longer than constraints.max_output_tokens": any(
+                len(known.answer) > 16 * spec.constraints.max_output_tokens
+                for known in spec.serving.known_answers
+            ),
+        }.items()
+        if found
+    ]
+    return Judgement(
+        passed=not missing,
+        measured={"problems": missing, "metrics": list(spec.metrics)},
+        threshold={"problems": []},
+        reason="; ".join(missing) or "Use case, metrics and constraints are complete.",
+    )
+
+
+def _source_of(path: Path) -> SpecSource:
+    top = _git(path.parent, "rev-parse", "--show-toplevel")
+    if top is None:
+        return SpecSource(file=path.name, commit=None, changed=False)
+    file = path.relative_to(top).as_posix()
+    return SpecSource(
+        file=file,
+        commit=_git(path.parent, "rev-parse", "--verify", "HEAD"),
+        changed=bool(_git(path.parent, "status", "--porcelain", "--", str(path))),
+    )
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Output of a git command in a folder, or None when git says no.
+
+    Raises:
+        SpecError: git is not installed or does not answer.
+    """
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=GIT_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SpecError(
+            "git cannot be asked for the spec's commit",
+            found=error,
+            cure="install git, and check that the repository's file system answers",
+        ) from error
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,75 @@
+"""The jobs: each a thing that somebody does with a release."""
+
+import dagster as dg
+
+from llmops_assets.deploy.assets import PRODUCTION_POOL
+from llmops_assets.operate.rollback import roll_back
+from llmops_assets.partitions import MODELS
+from llmops_assets.platform import Platform
+from llmops_assets.reporting import explained, route_event
+
+RELEASE_ASSETS = (
+    "model_spec",
+    "training_data",
+    "evaluation_data",
+    "checkpoint",
+    "evaluation",
+    "registered_model",
+    "converted_weights",
+    "engine",
+    "engine_validation",
+    "packaged_model",
+    "staging_deployment",
+)
+PROMOTE_ASSETS = ("production_approval", "production_candidate", "production_deployment")
+
+
+# Name, what somebody does with it, the assets (their checks come along).
+JOBS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("release", "From the spec to staging, through every gate.", RELEASE_ASSETS),
+    (
+        "promote",
+        "A decision about the release, the candidate in the idle slot, the route's move.",
+        PROMOTE_ASSETS,
+    ),
+    ("observe", "How the release does that serves.", ("service_metrics", "incidents")),
+    ("scale", "Bounds and number of the release's servers.", ("scaling_policy",)),
+    ("deprecate", "No more traffic for the release.", ("deprecated_version",)),
+    # Not plain "archive": jobs share their namespace with the steps of assets.
+    ("archive_release", "The release into cold storage.", ("archive",)),
+    ("remove", "The release out of Triton.", ("removed_version",)),
+    ("report", "Metrics of every phase over all releases.", ("lifecycle_metrics",)),
+    ("audit", "Everything on record of the release.", ("audit_record",)),
+)
+
+asset_jobs = [
+    dg.define_asset_job(name, selection=dg.AssetSelection.assets(*assets), description=description)
+    for name, description, assets in JOBS
+]
+
+
+class RollbackConfig(dg.Config):
+    """What to roll back, and why."""
+
+    model: str
+    reason: str
+    actor: str = "dagster launchpad"
+
+
+@dg.op(pool=PRODUCTION_POOL)
+def roll_back_route(
+    context: dg.OpExecutionContext, config: RollbackConfig, platform: dg.ResourceParam[Platform]
+) -> None:
+    """Gives production's traffic back to the release that is still warm."""
+    with explained():
+        route = roll_back(
+            platform.store, platform.routes, platform.slots,
+            config.model, config.actor, config.reason,
+        )  # fmt: skip
+    context.instance.add_dynamic_partitions(str(MODELS.name), [route.model])
+    context.log_event(route_event(route))
+
+
+@dg.job(description="Production back to the release that served before. Names the model.")
+def rollback() -> None:
+    roll_back_route()

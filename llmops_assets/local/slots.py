@@ -1,0 +1,226 @@
+"""Serving slots of the local stack: each one a Triton that the supervisor looks after.
+
+A slot that should serve is a program of the supervisor, and comes back with the stack;
+one that was stopped is not. What it holds and where it listens is in its folder.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from llmops_assets.errors import ArtifactCorruptError, SlotError
+from llmops_assets.local import log_files
+from llmops_assets.local.ports import PortRequest, claim_ports, release_ports
+from llmops_assets.local.supervisor import Program, Supervisor
+from llmops_assets.serving import slot_process, triton
+from llmops_assets.serving.slots import Colour, Deployment, Endpoint, Environment, Slot, SlotState
+from llmops_assets.settings import Settings
+from llmops_assets.storage.store import Artifact, Store
+from llmops_assets.tools import module_command
+
+POLL_SECONDS = 0.2
+PORT_KINDS = ("http", "grpc", "metrics")
+# Triton waits this long for requests in it before it ends (triton.EXIT_TIMEOUT_SECONDS).
+STOP_SECONDS = triton.EXIT_TIMEOUT_SECONDS + 5
+# A server that ends sooner than this did not load; starting it again would not help.
+STABLE_SECONDS = 5
+REFUSAL_LINES = 20
+
+
+class SupervisedSlots:
+    """`Slots` of the local stack; see the protocol for what each call does."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings = settings
+        self._store = store
+        self._supervisor = Supervisor(settings.state, settings.logs)
+        self._ports = port_file(settings)
+
+    def start(self, slot: Slot, package: Artifact, deployment: Deployment) -> Endpoint:
+        """See `Slots.start`."""
+        with self._locked(slot):
+            held = self.state(slot)
+            if held.running and held.deployment == deployment and held.endpoint is not None:
+                return held.endpoint
+            _, directory = self._store.open(package.digest)
+            name = program_name(slot)
+            self._supervisor.remove(name)
+            endpoint = self._claim(slot)
+            folder = slot_folder(self._settings, slot)
+            slot_process.place(directory, package, deployment, slot.model, endpoint, folder)
+            log = self._supervisor.log(name)
+            log_start = log_files.size(log)
+            try:
+                self._supervisor.add(slot_program(self._settings, slot))
+                self._wait_ready(slot, endpoint, deployment.version, log_start)
+            except BaseException:
+                # Also when a person interrupts: what did not become ready must not linger.
+                self._supervisor.remove(name)
+                raise
+            return endpoint
+
+    def state(self, slot: Slot) -> SlotState:
+        """See `Slots.state`."""
+        held = slot_process.read_slot(slot_folder(self._settings, slot))
+        if held is None:
+            return SlotState(slot, deployment=None, endpoint=None, running=False)
+        running = triton.ready(
+            held.endpoint,
+            slot.model,
+            held.deployment.version,
+            self._settings.http_timeout_seconds,
+        )
+        return SlotState(slot, held.deployment, held.endpoint, running)
+
+    def drain(self, slot: Slot) -> None:
+        """See `Slots.drain`.
+
+        Triton 2.51 counts the requests that wait (`nv_inference_pending_request_count`),
+        not those that run. This waits for the former; the server finishes the latter
+        itself when it is stopped, within `triton.EXIT_TIMEOUT_SECONDS`.
+        """
+        deadline = time.monotonic() + self._settings.drain_seconds
+        while (held := self.state(slot)).running and held.endpoint is not None:
+            if _waiting_requests(held.endpoint) == 0 or time.monotonic() > deadline:
+                return
+            time.sleep(POLL_SECONDS)
+
+    def stop(self, slot: Slot) -> None:
+        """See `Slots.stop`. Triton first finishes the requests that are in it."""
+        with self._locked(slot):
+            self._supervisor.remove(program_name(slot))
+
+    def clear(self, slot: Slot) -> None:
+        """See `Slots.clear`. Its ports are free for others."""
+        with self._locked(slot):
+            self._supervisor.remove(program_name(slot))
+            slot_process.empty(slot_folder(self._settings, slot))
+            release_ports(self._ports, _port_names(slot))
+
+    def slots(self, environment: Environment, model: str) -> tuple[SlotState, ...]:
+        """See `Slots.slots`."""
+        candidates = (Slot(environment, model, colour) for colour in Colour)
+        return tuple(
+            self.state(slot) for slot in candidates if slot_folder(self._settings, slot).is_dir()
+        )
+
+    def _claim(self, slot: Slot) -> Endpoint:
+        requests = [PortRequest(name) for name in _port_names(slot)]
+        ports = claim_ports(self._ports, self._settings.host, requests)
+        http, grpc, metrics = (ports[request.name] for request in requests)
+        return Endpoint(self._settings.host, http, grpc, metrics)
+
+    def _wait_ready(self, slot: Slot, endpoint: Endpoint, version: int, log_start: int) -> None:
+        """Waits until the slot's server is ready.
+
+        Raises:
+            ArtifactCorruptError: the bytes in the slot are not the package's.
+            SlotError: the server ended, or was not ready in time.
+        """
+        name = program_name(slot)
+        timeout = self._settings.slot_ready_timeout_seconds
+        deadline = time.monotonic() + timeout
+        while not triton.ready(endpoint, slot.model, version, self._settings.http_timeout_seconds):
+            state = self._supervisor.states().get(name)
+            ended = state is None or state.gave_up
+            if ended or time.monotonic() > deadline:
+                log = self._supervisor.log(name)
+                if refusal := _refusal(log, log_start):
+                    raise ArtifactCorruptError(
+                        f"Slot {slot} does not hold the package that was put there",
+                        found=refusal,
+                        cure=f"check the disk and who can write to {self._settings.slots}, then "
+                        "deploy again",
+                    )
+                what = "ended while it loaded" if ended else f"was not ready within {timeout:.0f} s"
+                raise SlotError(
+                    f"The server of slot {slot} {what}",
+                    expected=f"version {version} of {slot.model} ready on {endpoint.http}",
+                    found=log_files.last_words(log, log_start),
+                    cure=f"read {log}; mend the package and deploy again, or raise "
+                    "LLMOPS_SLOT_READY_TIMEOUT_SECONDS if it only needs longer",
+                )
+            time.sleep(POLL_SECONDS)
+
+    @contextmanager
+    def _locked(self, slot: Slot) -> Iterator[None]:
+        folder = slot_folder(self._settings, slot)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        wait = self._settings.slot_ready_timeout_seconds + STOP_SECONDS
+        try:
+            lock.acquire(timeout=wait)
+        except Timeout as error:
+            raise SlotError(
+                f"Slot {slot} is being changed by another process",
+                expected=f"its end within {wait:.0f} s",
+                cure="see the other run in Dagster; end it if it hangs, then try again",
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def port_file(settings: Settings) -> Path:
+    """The file that remembers all ports of the stack."""
+    return settings.state / "stack.json"
+
+
+def slot_folder(settings: Settings, slot: Slot) -> Path:
+    """Where a slot keeps what it holds."""
+    return settings.slots / slot.environment / slot.model / slot.colour
+
+
+def program_name(slot: Slot) -> str:
+    """The supervisor's name of a slot."""
+    return f"slot-{slot.environment}-{slot.model}-{slot.colour}"
+
+
+def slot_of(program: str) -> Slot | None:
+    """The slot whose `program_name` this is; None for other programs."""
+    kind, _, rest = program.partition("-")
+    environment, _, rest = rest.partition("-")
+    model, _, colour = rest.rpartition("-")
+    if kind != "slot" or not model:
+        return None
+    return Slot(Environment(environment), model, Colour(colour))
+
+
+def slot_program(settings: Settings, slot: Slot) -> Program:
+    """How the supervisor runs a slot."""
+    return Program(
+        name=program_name(slot),
+        command=module_command("llmops_assets.serving.slot_process", slot_folder(settings, slot)),
+        stop_seconds=STOP_SECONDS,
+        stable_seconds=STABLE_SECONDS,
+        retries=0,
+        final_exit_codes=(slot_process.EXIT_REFUSED,),
+    )
+
+
+def _waiting_requests(endpoint: Endpoint) -> float:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    families = text_string_to_metric_families(triton.metrics_text(endpoint))
+    return sum(
+        sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == "nv_inference_pending_request_count"
+    )
+
+
+def _refusal(log: Path, since: int) -> str | None:
+    """What the slot's process said when it refused the bytes in the slot, if it did."""
+    lines = log_files.tail(log, REFUSAL_LINES, since)
+    return next((line for line in lines if line.startswith("refused:")), None)
+
+
+def _port_names(slot: Slot) -> list[str]:
+    return [f"{program_name(slot)}-{kind}" for kind in PORT_KINDS]

@@ -1,0 +1,164 @@
+"""Everything the assets work with, as one resource: settings, store, slots, routes, registry.
+
+What differs between one machine and a cluster is which implementations stand here.
+Nothing is opened or imported before an asset asks for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmops_assets.evidence.gates import Gate
+from llmops_assets.evidence.verdicts import Verdict, require
+from llmops_assets.settings import Settings, get_settings
+from llmops_assets.spec import ModelSpec
+from llmops_assets.storage.artifacts import ArtifactHandle, digests
+from llmops_assets.storage.columns import Columns, Workshop
+from llmops_assets.storage.folder import FolderStore
+from llmops_assets.tools import Progress, ToolRunner
+
+if TYPE_CHECKING:
+    from llmops_assets.develop.registry import ModelRegistry
+    from llmops_assets.serving.gateway import EnvoyGateway
+    from llmops_assets.serving.metrics import Metrics
+    from llmops_assets.serving.routes import Routes
+    from llmops_assets.serving.slots import Slots
+    from llmops_assets.storage.store import Store
+
+SPEC_FILE = "spec.json"
+"""The frozen spec in the `model_spec` artifact."""
+PROGRESS_INTERVAL_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The platform's parts on one machine."""
+
+    settings: Settings
+
+    @cached_property
+    def store(self) -> Store:
+        return FolderStore(self.settings.store)
+
+    @cached_property
+    def columns(self) -> Columns:
+        return Columns(self.store, self.settings.work)
+
+    @cached_property
+    def registry(self) -> ModelRegistry:
+        from llmops_assets.develop.registry import MLflowRegistry
+        from llmops_assets.local.stack import endpoints
+
+        return MLflowRegistry(
+            endpoints(self.settings).mlflow_url, self.settings.http_timeout_seconds
+        )
+
+    @property
+    def gateway_url(self) -> str:
+        """Where production traffic goes.
+
+        Raises:
+            StackError: the local stack was never started.
+        """
+        from llmops_assets.local.stack import endpoints
+
+        return endpoints(self.settings).gateway_url
+
+    @cached_property
+    def slots(self) -> Slots:
+        from llmops_assets.local.slots import SupervisedSlots
+
+        return SupervisedSlots(self.settings, self.store)
+
+    @cached_property
+    def gateway(self) -> EnvoyGateway:
+        from llmops_assets.serving.gateway import EnvoyGateway
+
+        return EnvoyGateway(
+            self.settings.gateway, timeout_seconds=self.settings.http_timeout_seconds
+        )
+
+    @cached_property
+    def routes(self) -> Routes:
+        from llmops_assets.serving.routes import Routes
+
+        return Routes(self.store, self.gateway)
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        from llmops_assets.serving.metrics import LocalMetrics
+
+        return LocalMetrics(self.routes, self.gateway.admin, self.settings.http_timeout_seconds)
+
+    def column(self, release: str) -> Mapping[str, ArtifactHandle]:
+        """Everything the release has published, by asset, as of now."""
+        return {
+            asset: ArtifactHandle(result, self.store)
+            for asset, result in self.columns.assets(release).items()
+        }
+
+    def spec(self, release: str) -> ModelSpec:
+        """The release's frozen spec.
+
+        Raises:
+            LifecycleOrderError: `model_spec` was not materialized yet.
+        """
+        return frozen_spec(ArtifactHandle(self.columns.get(release, "model_spec"), self.store))
+
+    def require(
+        self, release: str, gates: Iterable[Gate], column: Mapping[str, ArtifactHandle]
+    ) -> tuple[Verdict, ...]:
+        """`verdicts.require` for the artifacts in hand.
+
+        Raises:
+            GateRefusedError: the release may not go on.
+        """
+        return require(self.store, release, gates, self.spec(release), digests(column))
+
+    def tools(
+        self, release: str, asset: str, workshop: Workshop, log: Callable[[str], None]
+    ) -> ToolRunner:
+        """A runner whose tools work in the workshop's scratch folder.
+
+        Args:
+            log: gets a line of progress every few seconds.
+        """
+        return ToolRunner(
+            work=workshop.scratch,
+            log=self.tool_log(release, asset),
+            timeout_seconds=self.settings.tool_timeout_seconds,
+            niceness=self.settings.tool_niceness,
+            on_progress=_throttled(log),
+        )
+
+    def tool_log(self, release: str, asset: str) -> Path:
+        """Where the output of an asset's tools goes."""
+        return self.settings.logs / "tools" / release / f"{asset}.log"
+
+
+def frozen_spec(model_spec: ArtifactHandle) -> ModelSpec:
+    """The spec in a `model_spec` artifact."""
+    return ModelSpec.model_validate_json((model_spec.path / SPEC_FILE).read_text(encoding="utf-8"))
+
+
+def local_platform() -> Platform:
+    """The platform as this process's environment describes it."""
+    return Platform(get_settings())
+
+
+def _throttled(log: Callable[[str], None]) -> Callable[[Progress], None]:
+    last = 0.0
+
+    def on_progress(progress: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= PROGRESS_INTERVAL_SECONDS:
+            last = now
+            log(", ".join(f"{name} {value}" for name, value in progress.items()))
+
+    return on_progress

@@ -1,0 +1,207 @@
+"""How results and verdicts of plain functions are shown in Dagster.
+
+Assets and checks stay thin: they call plain functions and pass what comes back to the
+functions here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import dagster as dg
+
+from llmops_assets.errors import LLMOpsError
+from llmops_assets.evidence.gates import Gate
+from llmops_assets.evidence.verdicts import Judgement, Verdict, record_verdict
+from llmops_assets.partitions import MODELS, RELEASES
+from llmops_assets.platform import Platform
+from llmops_assets.serving.routes import Route
+from llmops_assets.spec import ModelSpec
+from llmops_assets.storage.artifacts import ArtifactHandle, digests
+from llmops_assets.storage.columns import Action, Make, Result
+from llmops_assets.storage.store import canonical_json, digest_of
+
+Judge = Callable[[ModelSpec, Mapping[str, ArtifactHandle]], Judgement]
+"""A gate's function: from the frozen spec and the release's artifacts to a judgement."""
+
+FAILED_GATE_TAG = "llmops/failed_gate"
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Shows an error with a known cure as its message alone, in place of a stack trace.
+
+    For `with`, or as a decorator of a function that is not a generator.
+    """
+    try:
+        yield
+    except LLMOpsError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+
+
+def produce(
+    context: dg.AssetExecutionContext, platform: Platform, action: Action, make: Make
+) -> dg.MaterializeResult[ArtifactHandle]:
+    """Publishes the action's result for this release, and reports it."""
+    result = platform.columns.produce(context.partition_key, action, make)
+    if result.reused_from is not None:
+        context.log.info(f"reused from {result.reused_from}; no tool ran")
+    return materialized(platform, result)
+
+
+def materialized(
+    platform: Platform, result: Result, extra: Mapping[str, Any] | None = None
+) -> dg.MaterializeResult[ArtifactHandle]:
+    """Reports a published result with digests of inputs and output, times and facts."""
+    handle = ArtifactHandle(result, platform.store)
+    metadata: dict[str, Any] = {
+        "digest": result.artifact,
+        "size_bytes": handle.artifact.size,
+        "files": len(handle.artifact.files),
+        "inputs": dg.MetadataValue.json(result.inputs),
+        "parameters": dg.MetadataValue.json(result.parameters),
+        "versions": dg.MetadataValue.json(result.versions),
+        "action": result.action,
+        "seconds": (result.finished - result.started).total_seconds(),
+        **{name: _metadata(value) for name, value in result.facts.items()},
+        **(extra or {}),
+    }
+    if result.reused_from is not None:
+        metadata["reused_from"] = result.reused_from
+    return dg.MaterializeResult(
+        value=handle, data_version=dg.DataVersion(result.artifact), metadata=metadata
+    )
+
+
+def check_specs(*gates: Gate) -> Sequence[dg.AssetCheckSpec]:
+    """The blocking checks that show these gates."""
+    return [
+        dg.AssetCheckSpec(
+            gate.name,
+            asset=gate.asset,
+            description=gate.description,
+            blocking=True,
+            partitions_def=RELEASES,
+            additional_deps=gate.waits_for,
+        )
+        for gate in gates
+    ]
+
+
+def judge(
+    context: dg.AssetCheckExecutionContext,
+    platform: Platform,
+    judges: Mapping[Gate, Judge],
+) -> Iterator[dg.AssetCheckResult]:
+    """Runs the selected gates, records their verdicts, reports them, and stops on a failure.
+
+    Raises:
+        dagster.Failure: a gate failed; it names gate, measure, threshold, cure and owner.
+    """
+    release = context.op_execution_context.partition_key
+    selected = {key.name for key in context.selected_asset_check_keys}
+    failed: list[tuple[Gate, Verdict]] = []
+    for gate, judgement in judges.items():
+        if gate.name in selected:
+            verdict = decide(context.run_id, platform, release, gate, judgement)
+            yield check_result(gate, verdict)
+            if not verdict.passed:
+                failed.append((gate, verdict))
+    if failed:
+        stop(context.instance, context.run_id, platform, release, failed)
+
+
+@explained()
+def decide(run: str, platform: Platform, release: str, gate: Gate, judge: Judge) -> Verdict:
+    """Judges what the release has published, and records the verdict about those bytes."""
+    column = platform.column(release)
+    spec = platform.spec(release)
+    return record_verdict(
+        platform.store,
+        release,
+        gate,
+        spec,
+        judge(spec, column),
+        digests(column),
+        run,
+    )
+
+
+def check_result(gate: Gate, verdict: Verdict) -> dg.AssetCheckResult:
+    """A verdict as Dagster shows it."""
+    return dg.AssetCheckResult(
+        passed=verdict.passed,
+        check_name=gate.name,
+        asset_key=gate.asset,
+        description=verdict.reason,
+        metadata={
+            "measured": dg.MetadataValue.json(verdict.measured),
+            "threshold": dg.MetadataValue.json(verdict.threshold),
+            "subjects": dg.MetadataValue.json(verdict.subjects),
+            "policy": verdict.policy,
+            "next_action": gate.next_action,
+        },
+    )
+
+
+def stop(
+    instance: dg.DagsterInstance,
+    run: str,
+    platform: Platform,
+    release: str,
+    failed: Sequence[tuple[Gate, Verdict]],
+) -> NoReturn:
+    """Tags the run with the failed gates and ends the step.
+
+    Raises:
+        dagster.Failure: always.
+    """
+    owner = platform.spec(release).owner
+    instance.add_run_tags(run, {FAILED_GATE_TAG: ",".join(gate.name for gate, _ in failed)})
+    raise dg.Failure(
+        description=" ".join(
+            f"Gate {gate.name} failed for {release}: {verdict.reason} "
+            f"Measured: {verdict.measured}. Threshold: {verdict.threshold}. "
+            f"To do: {gate.next_action}. Owner: {owner}."
+            for gate, verdict in failed
+        ),
+        metadata={
+            "gates": ", ".join(gate.name for gate, _ in failed),
+            "next_action": "; ".join(gate.next_action for gate, _ in failed),
+            "owner": owner,
+        },
+        allow_retries=False,
+    )
+
+
+def report_route(context: dg.AssetExecutionContext, route: Route) -> None:
+    """Shows a change of a production route as an event of the external asset `production_route`."""
+    event = route_event(route)
+    context.instance.add_dynamic_partitions(str(MODELS.name), [route.model])
+    context.log_event(event)
+
+
+def route_event(route: Route) -> dg.AssetMaterialization:
+    """A route as Dagster shows it."""
+    return dg.AssetMaterialization(
+        "production_route",
+        partition=route.model,
+        description=f"{route.reason}, by {route.actor}",
+        metadata={
+            "serving": route.serving.release if route.serving else "nothing",
+            "package": route.serving.package if route.serving else "none",
+            "generation": route.generation,
+            "actor": route.actor,
+            "reason": route.reason,
+            "route": dg.MetadataValue.json(route.model_dump(mode="json")),
+        },
+        tags={"dagster/data_version": digest_of(canonical_json(route.model_dump(mode="json")))},
+    )
+
+
+def _metadata(value: Any) -> Any:
+    if isinstance(value, bool | int | float | str | dg.MetadataValue):
+        return value
+    return dg.MetadataValue.json(value)

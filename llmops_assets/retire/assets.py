@@ -1,0 +1,117 @@
+"""Retire: no new traffic, into cold storage, out of Triton."""
+
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from llmops_assets.deploy.assets import PRODUCTION_POOL
+from llmops_assets.evidence.gates import NOTHING_ROUTES, RESTORES
+from llmops_assets.evidence.verdicts import verdicts
+from llmops_assets.partitions import RELEASES
+from llmops_assets.platform import Platform
+from llmops_assets.release import Release
+from llmops_assets.reporting import explained, materialized
+from llmops_assets.retire.archive import write_archive
+from llmops_assets.retire.withdrawal import (
+    Deprecation,
+    Removal,
+    refuse_if_serving,
+    slots_holding,
+    take_off_routes,
+)
+from llmops_assets.storage.artifacts import ArtifactHandle
+from llmops_assets.storage.columns import Action
+
+GROUP = "retire"
+AFTERWARDS = ("archive", "removed_version", "audit_record")
+"""Assets that come after an archive and so cannot be in it."""
+
+
+@dg.asset(
+    partitions_def=RELEASES,
+    group_name=GROUP,
+    owners=["team:sre"],
+    kinds={"envoy"},
+    # Order only: a release that failed before production can be retired as well.
+    deps=["production_deployment"],
+    pool=PRODUCTION_POOL,
+)
+@explained()
+def deprecated_version(
+    context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]
+) -> dg.MaterializeResult[ArtifactHandle]:
+    """The release takes no traffic any more: off every route, its slots stopped."""
+    release = context.partition_key
+    started = datetime.now(UTC)
+    model = Release.parse(release).model
+    platform.spec(release)  # a release that does not exist cannot be deprecated
+    take_off_routes(platform.routes, model, release, f"run {context.run_id}")
+    stopped: list[str] = []
+    for state in slots_holding(platform.slots, model, release):
+        platform.slots.drain(state.slot)
+        platform.slots.stop(state.slot)
+        stopped.append(str(state.slot))
+    action = Action(asset="deprecated_version", media_type="application/vnd.llmops.deprecation.v1")
+    document = Deprecation(release=release, stopped=tuple(stopped), time=started)
+    return materialized(platform, platform.columns.record(release, action, document, started))
+
+
+@dg.asset(partitions_def=RELEASES, group_name=GROUP, owners=["team:platform"], kinds={"oci", "tar"})
+@explained()
+def archive(
+    context: dg.AssetExecutionContext,
+    deprecated_version: ArtifactHandle,
+    platform: dg.ResourceParam[Platform],
+) -> dg.MaterializeResult[ArtifactHandle]:
+    """The release's bytes and evidence in cold storage, as one OCI layout in a tar file."""
+    release = context.partition_key
+    started = datetime.now(UTC)
+    column = platform.column(release)
+    platform.require(release, [NOTHING_ROUTES], column)
+    keep = timedelta(days=platform.spec(release).retention.archive_days)
+    document = write_archive(
+        platform.store,
+        platform.settings.cold,
+        release,
+        {asset: handle for asset, handle in column.items() if asset not in AFTERWARDS},
+        verdicts(platform.store, release),
+        deprecated_version.result.finished + keep,
+    )
+    action = Action(
+        asset="archive",
+        media_type="application/vnd.llmops.archive.v1",
+        inputs=dict(document.artifacts),
+    )
+    return materialized(platform, platform.columns.record(release, action, document, started))
+
+
+@dg.asset(
+    partitions_def=RELEASES,
+    group_name=GROUP,
+    owners=["team:platform"],
+    kinds={"triton"},
+    pool=PRODUCTION_POOL,
+)
+@explained()
+def removed_version(
+    context: dg.AssetExecutionContext,
+    archive: ArtifactHandle,
+    platform: dg.ResourceParam[Platform],
+) -> dg.MaterializeResult[ArtifactHandle]:
+    """The release gone from Triton and its model repositories. Its archive stays."""
+    release = context.partition_key
+    started = datetime.now(UTC)
+    model = Release.parse(release).model
+    platform.require(release, [NOTHING_ROUTES, RESTORES], platform.column(release))
+    refuse_if_serving(platform.routes, model, release)
+    cleared: list[str] = []
+    for state in slots_holding(platform.slots, model, release):
+        platform.slots.clear(state.slot)
+        cleared.append(str(state.slot))
+    action = Action(
+        asset="removed_version",
+        media_type="application/vnd.llmops.removal.v1",
+        inputs={"archive": archive.digest},
+    )
+    document = Removal(release=release, cleared=tuple(cleared), time=started)
+    return materialized(platform, platform.columns.record(release, action, document, started))

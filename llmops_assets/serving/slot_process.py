@@ -1,0 +1,312 @@
+"""What a slot holds, and the process that becomes its Triton server.
+
+A slot's directory holds `slot.json` (`SlotFile`) and `repository/`, a copy of a package's
+model repository with the version folder renamed to its number. `slot.json` is written
+last and removed first, so that a slot is either whole or empty, whenever the machine
+stops.
+
+`python -m llmops_assets.serving.slot_process SLOT_DIRECTORY` reads every byte in its
+final place and compares it with `slot.json`, then replaces itself by tritonserver. Bytes
+that were right when they were copied may be wrong when they are loaded, weeks later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from llmops_assets.errors import ArtifactCorruptError, LLMOpsError, SlotError
+from llmops_assets.serving.slots import Deployment, Endpoint
+from llmops_assets.serving.triton import (
+    backend_directory,
+    remove_leftovers,
+    server_command,
+)
+from llmops_assets.settings import get_settings
+from llmops_assets.storage.store import Artifact, FileEntry
+from llmops_assets.toolchains.base import VERSION_FOLDER
+
+SLOT_FILE = "slot.json"
+REPOSITORY = "repository"
+EXIT_REFUSED = 3
+"""Exit code for bytes that are not the package's; starting again would not help."""
+
+FICLONE = 0x40049409  # ioctl_ficlone(2); Python's fcntl names it from 3.12 on
+CHUNK_BYTES = 1 << 20
+
+
+class SlotFile(BaseModel):
+    """`slot.json`: what a slot holds and where it listens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    deployment: Deployment
+    model: str
+    endpoint: Endpoint
+    manifest: tuple[FileEntry, ...]
+    """Every file below `repository/`, paths relative to it."""
+
+
+def read_slot(slot_directory: Path) -> SlotFile | None:
+    """What the slot holds; None when it is empty or was being filled when things stopped.
+
+    Raises:
+        SlotError: `slot.json` is not what `place` writes.
+    """
+    path = slot_directory / SLOT_FILE
+    try:
+        return SlotFile.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise SlotError(
+            f"{path} is not a slot file",
+            expected="deployment, model, endpoint and manifest, as `place` writes them",
+            found=error,
+            cure="deploy the release again; it fills the slot anew",
+        ) from error
+
+
+def place(
+    package_directory: Path,
+    package: Artifact,
+    deployment: Deployment,
+    model: str,
+    endpoint: Endpoint,
+    slot_directory: Path,
+) -> SlotFile:
+    """Fills a stopped slot with copies of a package's files, replacing what it held.
+
+    Files are cloned where the file system can share blocks (reflink) and copied
+    elsewhere, never hard-linked: a changed byte in a slot must not reach the store. They
+    end up read-only and on disk. The caller makes sure that one process at a time fills
+    a slot.
+
+    Args:
+        package_directory: the files of `package`, as `Store.open` gives them.
+        package: says which files there must be, with which digests.
+        deployment: `deployment.version` becomes the name of the version folder.
+        model: the model's name; the package must hold `repository/<model>/`.
+        endpoint: where the slot's server will listen.
+        slot_directory: is made if it does not exist; other files in it are left alone.
+
+    Raises:
+        ArtifactCorruptError: the bytes copied are not the package's.
+        SlotError: the package is another one than deployed, or holds no such model.
+    """
+    manifest, sources = _plan(package, deployment, model)
+    beside = slot_directory / (REPOSITORY + ".new")
+    if beside.exists():
+        shutil.rmtree(beside)  # left by a call that was killed
+    beside.mkdir(parents=True)
+    try:
+        for entry, source in zip(manifest, sources, strict=True):
+            target = beside / entry.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            digest = _copy(package_directory / source, target)
+            if digest != entry.digest:
+                raise ArtifactCorruptError(
+                    f"{source} of package {package.digest} changed before it was in the slot",
+                    expected=entry.digest,
+                    found=digest,
+                    cure="check the store's disk, then deploy again",
+                )
+    except BaseException:
+        shutil.rmtree(beside)
+        raise
+    slot = SlotFile(deployment=deployment, model=model, endpoint=endpoint, manifest=manifest)
+    empty(slot_directory)
+    beside.rename(slot_directory / REPOSITORY)
+    unfinished = slot_directory / (SLOT_FILE + ".new")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(slot.model_dump_json(indent=2))
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.rename(slot_directory / SLOT_FILE)
+    _sync_directory(slot_directory)
+    return slot
+
+
+def empty(slot_directory: Path) -> None:
+    """Removes what a stopped slot holds; emptying an empty slot does nothing."""
+    (slot_directory / SLOT_FILE).unlink(missing_ok=True)
+    if (slot_directory / REPOSITORY).exists():
+        shutil.rmtree(slot_directory / REPOSITORY)
+    remove_leftovers(slot_directory / REPOSITORY)
+
+
+def verify(slot_directory: Path, slot: SlotFile) -> None:
+    """Reads every byte of the slot's repository and compares it with the manifest.
+
+    Raises:
+        ArtifactCorruptError: naming everything that is missing, extra, a link or different.
+    """
+    root = slot_directory / REPOSITORY
+    expected = {entry.path: entry for entry in slot.manifest}
+    folders = {str(parent) for path in expected for parent in PurePosixPath(path).parents}
+    problems: list[str] = []
+    seen: set[str] = set()
+    queue = [root]
+    while queue:
+        folder = queue.pop()
+        try:
+            children = sorted(folder.iterdir())
+        except OSError as error:
+            problems.append(f"{folder.relative_to(root)} cannot be read ({error.strerror})")
+            continue
+        for child in children:
+            path = child.relative_to(root).as_posix()
+            mode = child.lstat().st_mode
+            if stat.S_ISDIR(mode) and path in folders:
+                queue.append(child)
+            elif not stat.S_ISREG(mode) or path not in expected:
+                problems.append(f"{path} does not belong there")
+            else:
+                seen.add(path)
+                problems += _differences(child, expected[path])
+    problems += [f"{path} is missing" for path in sorted(expected.keys() - seen)]
+    if problems:
+        raise ArtifactCorruptError(
+            f"{slot_directory} does not hold the bytes of package {slot.deployment.package}",
+            expected=f"the {len(expected)} files that {SLOT_FILE} lists",
+            found="; ".join(problems),
+            cure="check the disk and who can write there, then deploy the release again",
+        )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Verifies the slot, then becomes its Triton server; returns only when it refuses."""
+    if len(arguments) != 1:
+        print("usage: python -m llmops_assets.serving.slot_process SLOT_DIRECTORY", file=sys.stderr)
+        return 2
+    slot_directory = Path(arguments[0]).resolve()
+    try:
+        slot = read_slot(slot_directory)
+        if slot is None:
+            raise SlotError(
+                f"{slot_directory} is empty",
+                expected=f"a {SLOT_FILE}",
+                cure="deploy a release into this slot",
+            )
+        _remove_bytecode(slot_directory / REPOSITORY)
+        verify(slot_directory, slot)
+    except LLMOpsError as error:
+        print(f"refused: {error}", file=sys.stderr, flush=True)
+        return EXIT_REFUSED
+    try:
+        command, environment = server_command(
+            slot_directory / REPOSITORY,
+            slot.endpoint,
+            backend_directory(get_settings().state),
+        )
+    except LLMOpsError as error:
+        print(f"cannot start: {error}", file=sys.stderr, flush=True)
+        return 1
+    remove_leftovers(slot_directory / REPOSITORY)
+    deployment = slot.deployment
+    print(f"verified {deployment.release} version {deployment.version}", flush=True)
+    os.execve(command[0], command, environment)
+
+
+def _plan(
+    package: Artifact, deployment: Deployment, model: str
+) -> tuple[tuple[FileEntry, ...], list[str]]:
+    """Which files the slot gets, and where each of them is in the package."""
+    if package.digest != deployment.package or deployment.version < 1:
+        raise SlotError(
+            "This deployment is not about this package",
+            expected=f"package {package.digest}, a version from 1 on",
+            found=f"package {deployment.package}, version {deployment.version}",
+            cure="pass the artifact that the deployment names",
+        )
+    entries: list[FileEntry] = []
+    sources: list[str] = []
+    for file in sorted(package.files, key=lambda file: file.path):
+        parts = PurePosixPath(file.path).parts
+        if ".." in parts or file.path.startswith("/"):
+            raise SlotError(
+                f"Package {package.digest} names a file outside itself",
+                found=file.path,
+                cure="do not deploy it; find out how it came into the store",
+            )
+        if parts[:2] != (REPOSITORY, model) or len(parts) < 3:
+            continue
+        inside = list(parts[1:])
+        if inside[1] == VERSION_FOLDER:
+            inside[1] = str(deployment.version)
+        entries.append(FileEntry("/".join(inside), file.digest, file.size))
+        sources.append(file.path)
+    if not any(entry.path.startswith(f"{model}/{deployment.version}/") for entry in entries):
+        raise SlotError(
+            f"Package {package.digest} cannot serve the model {model}",
+            expected=f"files below {REPOSITORY}/{model}/{VERSION_FOLDER}/",
+            found=", ".join(sources) or "none",
+            cure=f"package the model again under the name {model}",
+        )
+    return tuple(entries), sources
+
+
+def _copy(source: Path, target: Path) -> str:
+    """Copies a file's bytes; returns their digest, of what was written."""
+    hasher = hashlib.sha256()
+    flags = os.O_RDONLY | os.O_NOFOLLOW
+    with (
+        open(os.open(source, flags), "rb", buffering=0) as reader,
+        target.open("x+b", buffering=0) as writer,
+    ):
+        shared = False
+        with contextlib.suppress(OSError):  # another file system, or one without reflinks
+            fcntl.ioctl(writer.fileno(), FICLONE, reader.fileno())
+            shared = True
+        while chunk := (writer if shared else reader).read(CHUNK_BYTES):
+            hasher.update(chunk)
+            remaining = memoryview(chunk)
+            while remaining and not shared:
+                remaining = remaining[writer.write(remaining) :]
+        os.fchmod(writer.fileno(), 0o444)
+        os.fsync(writer.fileno())
+    return "sha256:" + hasher.hexdigest()
+
+
+def _differences(path: Path, entry: FileEntry) -> list[str]:
+    size = path.lstat().st_size
+    if size != entry.size:
+        return [f"{entry.path} has {size} bytes instead of {entry.size}"]
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return [f"{entry.path} cannot be read ({error.strerror})"]
+    return [] if digest == entry.digest else [f"{entry.path} has other bytes"]
+
+
+def _remove_bytecode(repository: Path) -> None:
+    """Removes what Python cached beside the model's code in an earlier run.
+
+    Nothing stops the backend's Python from writing it, and it would be executed instead
+    of the verified code.
+    """
+    for folder in list(repository.rglob("__pycache__")):
+        if not folder.is_symlink():
+            shutil.rmtree(folder)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

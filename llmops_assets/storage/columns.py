@@ -1,0 +1,281 @@
+"""Write-once columns: what each asset of a release published, and reuse between releases.
+
+An action digest covers everything a step's result depends on: digests of its inputs,
+its own section of the spec, versions of code and tools. The first result of an action
+is recorded under it; any later release that needs the same action takes that result
+instead of running a tool. What a release published never changes.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict
+
+from llmops_assets.errors import LifecycleOrderError, RefConflictError, StoreError
+from llmops_assets.storage.store import Store, canonical_json, digest_of
+
+logger = logging.getLogger(__name__)
+
+DOCUMENT = "document.json"
+"""The one file of an artifact that records an event, see `Columns.record`."""
+
+
+@dataclass(frozen=True)
+class Action:
+    """A step that makes an artifact, described by what its result depends on."""
+
+    asset: str
+    media_type: str
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Digest of each input artifact, by asset."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """The part of the spec that the step reads, as JSON values."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of our code and of the tools, by name."""
+
+    @property
+    def digest(self) -> str:
+        return digest_of(
+            canonical_json(
+                {
+                    "asset": self.asset,
+                    "media_type": self.media_type,
+                    "inputs": dict(self.inputs),
+                    "parameters": dict(self.parameters),
+                    "versions": dict(self.versions),
+                }
+            )
+        )
+
+
+class Result(BaseModel):
+    """What one asset of one release published; stored as a record."""
+
+    model_config = ConfigDict(frozen=True)
+
+    asset: str
+    release: str
+    artifact: str
+    """Digest of the artifact."""
+    media_type: str
+    action: str
+    """Digest of the action."""
+    inputs: dict[str, str]
+    parameters: dict[str, Any]
+    versions: dict[str, str]
+    facts: dict[str, Any]
+    """What the step said of its result, for people."""
+    started: datetime
+    finished: datetime
+    reused_from: str | None = None
+    """The release that ran the tools, when this one did not."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where a step works.
+
+    `output` does not exist yet and becomes the artifact; `scratch` survives a kill.
+    """
+
+    scratch: Path
+    output: Path
+
+
+Make = Callable[[Workshop], Mapping[str, Any]]
+"""Fills the workshop's output directory; returns facts for people."""
+
+
+class Columns:
+    """The published results in a store."""
+
+    def __init__(self, store: Store, work: Path) -> None:
+        self.store = store
+        self.work = work
+
+    def find(self, release: str, asset: str) -> Result | None:
+        """What the asset published in this release, or None."""
+        record = self.store.resolve(_ref(release, asset))
+        return None if record is None else Result.model_validate(self.store.record(record))
+
+    def get(self, release: str, asset: str) -> Result:
+        """What the asset published in this release.
+
+        Raises:
+            LifecycleOrderError: nothing yet.
+        """
+        result = self.find(release, asset)
+        if result is None:
+            raise LifecycleOrderError(
+                f"Release {release} has no {asset} yet",
+                expected=f"a published {asset}",
+                cure=f"materialize {asset} of partition {release} first",
+            )
+        return result
+
+    def assets(self, release: str) -> dict[str, Result]:
+        """Everything the release published, by asset."""
+        return {
+            name.rpartition("/")[2]: Result.model_validate(self.store.record(record))
+            for name, record in self.store.refs(f"releases/{release}")
+        }
+
+    def releases(self, model: str) -> list[str]:
+        """Keys of the model's releases that froze a spec, oldest first."""
+        return list(
+            dict.fromkeys(entry.record["release"] for entry in self.store.log(_list(model)))
+        )
+
+    def enlist(self, model: str, release: str) -> None:
+        """Adds a release to its model's list; once is enough."""
+        if release not in self.releases(model):
+            self.store.append(_list(model), {"release": release})
+
+    def produce(self, release: str, action: Action, make: Make) -> Result:
+        """The action's result for this release: published, reused, or made now.
+
+        Only one process makes an action at a time; the others wait and reuse. A killed
+        one leaves its scratch folder behind for the next to resume from. A result whose
+        stored bytes are damaged is made again, and stands only if it has the same digest.
+
+        Raises:
+            LifecycleOrderError: damaged bytes came out differently this time.
+        """
+        published = self.find(release, action.asset)
+        if published is not None and self._intact(published):
+            return published
+        name = f"{action.asset}-{action.digest[7:23]}"
+        with FileLock(_made(self.work) / f"{name}.making"):
+            result = self._reuse(release, action) or self._make(
+                release, action, make, self.work / name
+            )
+        self.publish(result)
+        return result
+
+    def record(
+        self, release: str, action: Action, document: BaseModel, started: datetime
+    ) -> Result:
+        """Publishes what a deployment, an approval or a retirement did, as an artifact.
+
+        Such assets are events in the world: they may happen again, and the release's ref
+        then points to the newest. The older ones stay in the log.
+        """
+        with tempfile.TemporaryDirectory(dir=_made(self.work)) as folder:
+            (Path(folder) / DOCUMENT).write_text(document.model_dump_json(indent=2) + "\n")
+            artifact = self.store.put(Path(folder), action.media_type)
+        result = _result(
+            release, action, artifact.digest, document.model_dump(mode="json"), started
+        )
+        ref = _ref(release, action.asset)
+        current = self.store.resolve(ref)
+        self.store.compare_and_set(ref, current, self._log(result))
+        return result
+
+    def publish(self, result: Result) -> None:
+        """Makes a result the release's. Publishing the same artifact again changes nothing.
+
+        Raises:
+            LifecycleOrderError: the release has published other bytes.
+        """
+        try:
+            self.store.compare_and_set(_ref(result.release, result.asset), None, self._log(result))
+        except RefConflictError as error:
+            published = self.get(result.release, result.asset)
+            if published.artifact != result.artifact:
+                raise LifecycleOrderError(
+                    f"Release {result.release} has published another {result.asset}",
+                    expected=published.artifact,
+                    found=result.artifact,
+                    cure=f"make a new release: `llmops release {result.release.split('.')[0]}`",
+                ) from error
+
+    def _log(self, result: Result) -> str:
+        log = f"releases/{result.release}/{result.asset}"
+        return self.store.append(log, result.model_dump(mode="json")).digest
+
+    def _intact(self, result: Result) -> bool:
+        try:
+            self.store.open(result.artifact)
+        except StoreError as error:
+            logger.warning("making %s of %s again: %s", result.asset, result.release, error)
+            return False
+        return True
+
+    def _reuse(self, release: str, action: Action) -> Result | None:
+        record = self.store.resolve(_action_ref(action))
+        if record is None:
+            return None
+        made = Result.model_validate(self.store.record(record))
+        if not self._intact(made):
+            return None
+        now = datetime.now(UTC)
+        return made.model_copy(
+            update={
+                "release": release,
+                "started": now,
+                "finished": now,
+                # The release that made it may be this one, killed before it published.
+                "reused_from": made.release if made.release != release else None,
+            }
+        )
+
+    def _make(self, release: str, action: Action, make: Make, work: Path) -> Result:
+        scratch = _made(work / "scratch")
+        # A folder of its own for each attempt: what a dying tool of a killed attempt
+        # still writes cannot end up in this one's output.
+        for leftover in work.glob("attempt-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        output = Path(tempfile.mkdtemp(prefix="attempt-", dir=work)) / "output"
+        started = datetime.now(UTC)
+        facts = make(Workshop(scratch=scratch, output=output))
+        artifact = self.store.put(output, action.media_type)
+        result = _result(release, action, artifact.digest, facts, started)
+        entry = self.store.append(f"actions/{action.asset}", result.model_dump(mode="json"))
+        ref = _action_ref(action)
+        self.store.compare_and_set(ref, self.store.resolve(ref), entry.digest)
+        shutil.rmtree(work)
+        return result
+
+
+def _result(
+    release: str, action: Action, artifact: str, facts: Mapping[str, Any], started: datetime
+) -> Result:
+    return Result(
+        asset=action.asset,
+        release=release,
+        artifact=artifact,
+        media_type=action.media_type,
+        action=action.digest,
+        inputs=dict(action.inputs),
+        parameters=dict(action.parameters),
+        versions=dict(action.versions),
+        facts=dict(facts),
+        started=started,
+        finished=datetime.now(UTC),
+    )
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _ref(release: str, asset: str) -> str:
+    return f"releases/{release}/{asset}"
+
+
+def _list(model: str) -> str:
+    return f"models/{model}"
+
+
+def _action_ref(action: Action) -> str:
+    return f"actions/{action.asset}/{action.digest.removeprefix('sha256:')}"

@@ -1,0 +1,161 @@
+"""The toolchain for the CPU: Hugging Face directory to ONNX to an engine in Triton.
+
+Importing it is cheap: the heavy steps run as processes of their own.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmops_assets.errors import ToolchainError
+from llmops_assets.spec import Engine, ModelSpec
+from llmops_assets.toolchains.base import Facts, Target
+from llmops_assets.toolchains.onnxruntime_genai.engine_directory import (
+    SIDECAR,
+    TOKENIZER,
+    check_model_directory,
+    read_json,
+    read_sidecar,
+)
+from llmops_assets.tools import ToolRunner, module_command
+
+NAME = "onnxruntime_genai"
+# What decides the bytes of converted weights and engines.
+DISTRIBUTIONS = ("onnxruntime-genai", "onnxruntime", "onnx", "onnx-ir", "torch", "transformers")
+
+# ONNX Runtime reports to its makers and keeps a database in ~/.cache unless told not to.
+ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1"}
+
+
+class OnnxRuntimeGenAIToolchain:
+    """Implements `toolchains.base.EngineToolchain`; see there for each method.
+
+    Conversion and build are bit-deterministic.
+    """
+
+    name = NAME
+
+    def versions(self) -> Mapping[str, str]:
+        """Versions of the packages that make the engine.
+
+        Raises:
+            ToolchainError: one is not installed.
+        """
+        try:
+            return {name: importlib.metadata.version(name) for name in DISTRIBUTIONS}
+        except importlib.metadata.PackageNotFoundError as error:
+            raise ToolchainError(
+                "The CPU toolchain is not installed",
+                expected=", ".join(DISTRIBUTIONS),
+                found=f"no {error.name}",
+                cure="install llmops-assets with its cpu extra: pip install 'llmops-assets[cpu]'",
+            ) from error
+
+    def conversion_parameters(self, engine: Engine) -> Mapping[str, Any]:
+        # Always full precision, so that another precision needs only another build.
+        return {"precision": "fp32"}
+
+    def build_parameters(self, engine: Engine) -> Mapping[str, Any]:
+        if engine.precision == "fp32":
+            return {"precision": "fp32"}
+        return {"precision": engine.precision, "block_size": engine.block_size}
+
+    def compatible(self, engine_directory: Path, target: Target) -> None:
+        sidecar = read_sidecar(engine_directory)
+        built_for = sidecar["target"]["architecture"]
+        if sidecar["toolchain"] != self.name or built_for != target.architecture:
+            raise ToolchainError(
+                f"The engine in {engine_directory} cannot run on its target",
+                expected=f"an engine by {self.name} for {target.architecture}",
+                found=f"one by {sidecar['toolchain']} for {built_for}",
+                cure=f"build the engine on a machine with {target.architecture}",
+            )
+
+    def convert(self, checkpoint: Path, output: Path, engine: Engine, tools: ToolRunner) -> Facts:
+        # Options that would let the checkpoint's own code or a token of ours in are off.
+        command = [
+            sys.executable, "-m", "onnxruntime_genai.models.builder",
+            "-i", str(checkpoint), "-o", str(output),
+            "-p", "fp32", "-e", "cpu", "-c", str(tools.work / "builder-cache"),
+            "--extra_options", "hf_remote=false", "hf_token=false",
+        ]  # fmt: skip
+        run = tools.run("the ONNX model builder", command, ENVIRONMENT)
+        if (checkpoint / TOKENIZER).is_file():
+            # The builder saves the tokenizer anew; what was trained with serves byte for byte.
+            shutil.copyfile(checkpoint / TOKENIZER, output / TOKENIZER)
+        model = check_model_directory(output)
+        return {
+            "seconds": run.seconds,
+            "bytes": _size(output),
+            "context_length": model["context_length"],
+            "vocabulary": model["vocab_size"],
+        }
+
+    def build(self, converted: Path, output: Path, engine: Engine, tools: ToolRunner) -> Facts:
+        check_model_directory(converted)
+        command = module_command(
+            "llmops_assets.toolchains.onnxruntime_genai.build",
+            "--converted", converted, "--output", output,
+            "--precision", engine.precision, "--block-size", str(engine.block_size),
+        )  # fmt: skip
+        run = tools.run("the engine build", command, ENVIRONMENT)
+        check_model_directory(output)
+        sidecar = {
+            "toolchain": self.name,
+            "versions": self.versions(),
+            "target": {"architecture": Target.here().architecture},
+            "parameters": self.build_parameters(engine),
+        }
+        (output / SIDECAR).write_text(
+            json.dumps(sidecar, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
+        return {
+            "seconds": run.seconds,
+            "bytes": _size(output),
+            "converted_bytes": _size(converted),
+            "architecture": sidecar["target"]["architecture"],
+            "precision": engine.precision,
+        }
+
+    def validate(
+        self,
+        checkpoint: Path,
+        engine_directory: Path,
+        evaluation_data: Path,
+        output: Path,
+        spec: ModelSpec,
+        tools: ToolRunner,
+    ) -> Facts:
+        self.compatible(engine_directory, Target.here())
+        check_model_directory(engine_directory)
+        command = module_command(
+            "llmops_assets.toolchains.onnxruntime_genai.validate",
+            "--checkpoint", checkpoint,
+            "--engine", engine_directory,
+            "--evaluation-data", evaluation_data,
+            "--output", output,
+            "--max-input-tokens", str(spec.constraints.max_input_tokens),
+            "--max-output-tokens", str(spec.constraints.max_output_tokens),
+            "--threads", str(spec.serving.threads),
+        )  # fmt: skip
+        run = tools.run("the engine validation", command, ENVIRONMENT)
+        return {"seconds": run.seconds, **read_json(output / "validation.json")}
+
+    def package(
+        self, engine_directory: Path, checkpoint: Path, output: Path, spec: ModelSpec
+    ) -> Facts:
+        # Triton's protobuf, which it needs, drags gRPC in.
+        from llmops_assets.toolchains.onnxruntime_genai import package
+
+        package.package(engine_directory, output, spec)
+        return {"bytes": _size(output), **read_json(output / package.PACKAGE_FILE)}
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
