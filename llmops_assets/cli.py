@@ -163,29 +163,33 @@ def _submits(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @main.command()
-@click.argument("model")
+@click.argument("model_or_release", metavar="MODEL|RELEASE")
 @click.option("--commit", help="Take the spec as it stood at this git revision.")
 @_submits
-def release(model: str, commit: str | None, wait: bool, url: str | None, token: str | None) -> None:
+def release(
+    model_or_release: str, commit: str | None, wait: bool, url: str | None, token: str | None
+) -> None:
     """Make a release of MODEL: from its spec to staging, through every gate.
 
-    It costs only what changed since earlier releases. Exit code 0: in staging; 1: a gate
-    or a step failed; 2: it could not be submitted.
+    It costs only what changed since earlier releases. With a RELEASE that failed half-way
+    it goes on where that stopped. Exit code 0: in staging; 1: a gate or a step failed;
+    2: it could not be submitted.
     """
     from llmops_assets.local import releasing
 
-    if commit is None and url is None:
-        read_spec(get_settings().models / f"{model}.yaml")  # found before a run is queued
+    if "." in model_or_release:
+        key = Release.parse(model_or_release).key
+    else:
+        key = Release.by_hand(model_or_release, datetime.now(UTC)).key
+        if commit is None and url is None:
+            # A mistake in the spec is found before a run is queued.
+            read_spec(get_settings().models / f"{model_or_release}.yaml")
     client = _client(url, token)
-    key = Release.by_hand(model, datetime.now(UTC)).key
     run = releasing.start_release(client, key, getpass.getuser(), commit)
     click.echo(f"release {key}: {client.run_url(run)}")
     if wait:
-        _exit_with(
-            client,
-            run,
-            f"{key} is in staging. Next: llmops promote {key} --approver NAME --reason WHY",
-        )
+        next_step = f"llmops promote {key} --approver NAME --reason WHY"
+        _exit_with(client, run, f"{key} is in staging. Next: {next_step}")
 
 
 @main.command()

@@ -159,6 +159,17 @@ def _throttled(log: Callable[[str], None]) -> Callable[[Progress], None]:
         now = time.monotonic()
         if now - last >= PROGRESS_INTERVAL_SECONDS:
             last = now
-            log(", ".join(f"{name} {value}" for name, value in progress.items()))
+            log(_sentence(progress))
 
     return on_progress
+
+
+def _sentence(progress: Progress) -> str:
+    """Such as "step 20 of 450, loss 0.05"."""
+    parts = {
+        name: f"{value:.4g}" if isinstance(value, float) else str(value)
+        for name, value in progress.items()
+    }
+    if "step" in parts and "of" in parts:
+        parts["step"] += f" of {parts.pop('of')}"
+    return ", ".join(f"{name} {value}" for name, value in parts.items())

@@ -100,17 +100,17 @@ def judge(
     Raises:
         dagster.Failure: a gate failed; it names gate, measure, threshold, cure and owner.
     """
-    release = context.op_execution_context.partition_key
+    release = context.partition_key
     selected = {key.name for key in context.selected_asset_check_keys}
     failed: list[tuple[Gate, Verdict]] = []
     for gate, judgement in judges.items():
         if gate.name in selected:
-            verdict = decide(context.run_id, platform, release, gate, judgement)
+            verdict = decide(context.run.run_id, platform, release, gate, judgement)
             yield check_result(gate, verdict)
             if not verdict.passed:
                 failed.append((gate, verdict))
     if failed:
-        stop(context.instance, context.run_id, platform, release, failed)
+        stop(context.instance, context.run.run_id, platform, release, failed)
 
 
 @explained()

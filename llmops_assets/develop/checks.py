@@ -62,6 +62,6 @@ def registered_model_gates(
 ) -> Iterator[dg.AssetCheckResult]:
     yield from judge(context, platform, {
         REGISTERED_BYTES: lambda _, column: judge_registered(
-            platform.registry, context.op_execution_context.partition_key, column
+            platform.registry, context.partition_key, column
         )
     })  # fmt: skip

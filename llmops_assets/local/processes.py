@@ -8,9 +8,10 @@ its arguments.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import psutil
@@ -75,7 +76,7 @@ def wait_gone(processes: Sequence[psutil.Process], timeout_seconds: float) -> li
         time.sleep(0.05)
 
 
-def _with_descendants(found) -> list[psutil.Process]:
+def _with_descendants(found: Iterable[psutil.Process]) -> list[psutil.Process]:
     # A caller may itself run below the stack (a command typed in a run); it must not
     # end itself half way.
     spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
@@ -117,8 +118,6 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
-def _signal(send) -> None:
-    try:
+def _signal(send: Callable[[], None]) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
         send()
-    except psutil.NoSuchProcess:
-        pass

@@ -6,6 +6,7 @@ one that was stopped is not. What it holds and where it listens is in its folder
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,8 @@ PORT_KINDS = ("http", "grpc", "metrics")
 STOP_SECONDS = triton.EXIT_TIMEOUT_SECONDS + 5
 # A server that ends sooner than this did not load; starting it again would not help.
 STABLE_SECONDS = 5
-REFUSAL_LINES = 20
+COMPLAINT_LINES = 200
+TRITON_ERROR = re.compile(r"\S+Z E |refused:|cannot start:")
 
 
 class SupervisedSlots:
@@ -141,7 +143,7 @@ class SupervisedSlots:
                 raise SlotError(
                     f"The server of slot {slot} {what}",
                     expected=f"version {version} of {slot.model} ready on {endpoint.http}",
-                    found=log_files.last_words(log, log_start),
+                    found=complaint(log, log_start),
                     cure=f"read {log}; mend the package and deploy again, or raise "
                     "LLMOPS_SLOT_READY_TIMEOUT_SECONDS if it only needs longer",
                 )
@@ -204,6 +206,17 @@ def slot_program(settings: Settings, slot: Slot) -> Program:
     )
 
 
+def complaint(log: Path, since: int = 0) -> str:
+    """What a slot's log says of a failed start: its errors, or how it ends.
+
+    Triton prints tables of its options after the error that matters; an error's line
+    has severity E (`--log-format=ISO8601`).
+    """
+    lines = log_files.tail(log, COMPLAINT_LINES, since)
+    errors = [line.strip() for line in lines if TRITON_ERROR.match(line)]
+    return " | ".join(errors[-3:]) or log_files.last_words(log, since)
+
+
 def _waiting_requests(endpoint: Endpoint) -> float:
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -218,7 +231,7 @@ def _waiting_requests(endpoint: Endpoint) -> float:
 
 def _refusal(log: Path, since: int) -> str | None:
     """What the slot's process said when it refused the bytes in the slot, if it did."""
-    lines = log_files.tail(log, REFUSAL_LINES, since)
+    lines = log_files.tail(log, COMPLAINT_LINES, since)
     return next((line for line in lines if line.startswith("refused:")), None)
 
 

@@ -21,7 +21,7 @@ from llmops_assets.local import health, log_files
 from llmops_assets.local.databases import mlflow_database, prepare_databases
 from llmops_assets.local.ports import PortRequest, claim_ports, read_ports
 from llmops_assets.local.processes import end, supervised, wait_gone
-from llmops_assets.local.slots import port_file, slot_folder, slot_of
+from llmops_assets.local.slots import complaint, port_file, slot_folder, slot_of
 from llmops_assets.local.supervisor import Program, ProgramState, Supervisor
 from llmops_assets.serving import slot_process, triton
 from llmops_assets.serving.gateway import EnvoyGateway
@@ -46,7 +46,7 @@ SECOND = (WEB_SERVER, DAEMON)
 GATEWAY = "gateway"
 STAGING_GATEWAY = "staging-gateway"
 
-READY_TIMEOUT_SECONDS = 180.0
+READY_TIMEOUT_SECONDS = 300.0
 # Run workers, in the code server's process group, first stop their tools.
 STOP_SECONDS = 30
 END_TIMEOUT_SECONDS = 20.0
@@ -382,7 +382,7 @@ def _bring_up_slot(
         if state is None or state.gave_up or time.monotonic() > deadline:
             return (
                 f"{name} ({held.deployment.release}) does not serve: "
-                f"{log_files.last_words(supervisor.log(name))}. To do: read {supervisor.log(name)}, "
+                f"{complaint(supervisor.log(name))}. To do: read {supervisor.log(name)}, "
                 "then deploy the release again or roll back."
             )
         time.sleep(POLL_SECONDS)

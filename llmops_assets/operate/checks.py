@@ -59,7 +59,7 @@ def production_route_check(
 ) -> dg.AssetCheckResult:
     with explained():
         differences = platform.routes.differences(Environment.PRODUCTION)
-    model = context.op_execution_context.partition_key
+    model = context.partition_key
     recorded, observed = differences.get(model, (None, None))
     return dg.AssetCheckResult(
         passed=model not in differences,

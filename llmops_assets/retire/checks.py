@@ -16,7 +16,7 @@ from llmops_assets.retire.withdrawal import judge_gone, judge_nothing_routes
 def deprecated_version_gates(
     context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
 ) -> Iterator[dg.AssetCheckResult]:
-    release = context.op_execution_context.partition_key
+    release = context.partition_key
     yield from judge(context, platform, {
         NOTHING_ROUTES: lambda spec, _: judge_nothing_routes(platform.routes, spec.name, release)
     })  # fmt: skip
@@ -39,7 +39,7 @@ def archive_gates(
 def removed_version_gates(
     context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
 ) -> Iterator[dg.AssetCheckResult]:
-    release = context.op_execution_context.partition_key
+    release = context.partition_key
     yield from judge(context, platform, {
         REMOVED: lambda _, _column: judge_gone(
             platform.slots, Release.parse(release).model, release

@@ -4,7 +4,7 @@
     blobs/sha256/<hex>              files, image manifests and records, by content
     refs/<name>                     one digest each
     logs/<name>/<sequence>          one record digest each
-    checkouts/<hex>/                an artifact's files under their names (hard links to blobs)
+    checkouts/<hex>/                an artifact's files under their names, made when first opened
 
 Nothing is half-visible: content is written beside, flushed, and renamed or linked into
 place. `index.json` of the OCI layout is not kept, as it would be one file that every
@@ -14,17 +14,18 @@ writer changes.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from llmops_assets.errors import ArtifactCorruptError, RefConflictError, StoreError
+from llmops_assets.storage.copying import copy_file
 from llmops_assets.storage.store import (
     Artifact,
     FileEntry,
@@ -50,7 +51,6 @@ EMPTY_DESCRIPTOR = {
     "size": len(EMPTY),
 }
 LOCK_TIMEOUT_SECONDS = 30.0
-CHUNK = 1024 * 1024
 
 
 class FolderStore:
@@ -230,19 +230,16 @@ class FolderStore:
 
     def _put_file(self, source: Path, name: str) -> FileEntry:
         """Copies and hashes a file in one pass; bytes already stored are not kept twice."""
-        hasher = hashlib.sha256()
-        size = 0
-        with source.open("rb") as reader, self._temporary_file() as (writer, beside):
-            while chunk := reader.read(CHUNK):
-                hasher.update(chunk)
-                writer.write(chunk)
-                size += len(chunk)
-            digest = "sha256:" + hasher.hexdigest()
+        beside = self._temporary / uuid.uuid4().hex
+        try:
+            digest = copy_file(source, beside)
+            size = beside.stat().st_size
             blob = self._blob(digest)
             # What is there is read again, so that putting the right bytes mends a blob.
             if not blob.exists() or hash_file(blob) != digest:
-                _sync(writer)
                 self._publish(beside, blob)
+        finally:
+            beside.unlink(missing_ok=True)
         return FileEntry(name, digest, size)
 
     def _publish(self, beside: Path, blob: Path) -> None:
@@ -257,7 +254,7 @@ class FolderStore:
                 target = beside / file.path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    os.link(self._blob(file.digest), target)
+                    copy_file(self._blob(file.digest), target)
                 except FileNotFoundError as error:
                     raise StoreError(
                         f"The store lacks {file.path} of artifact {artifact.digest}",

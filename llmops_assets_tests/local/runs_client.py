@@ -20,7 +20,7 @@ class RunsClient:
         self._url = f"{dagster_url}/graphql"
 
     def launch(self, seconds: float, patience_seconds: float = 60.0) -> str:
-        """Launches `waiting`; goes on trying while the code server is away. Returns the run's id."""
+        """Launches `waiting`, as soon as the code server is there. Returns the run's id."""
         selector = {
             "repositoryLocationName": "llmops_assets",
             "repositoryName": "__repository__",
@@ -57,7 +57,5 @@ class RunsClient:
             time.sleep(0.3)
 
     def _ask(self, query: str, **variables: Any) -> dict[str, Any]:
-        response = httpx.post(
-            self._url, json={"query": query, "variables": variables}, timeout=30
-        )
+        response = httpx.post(self._url, json={"query": query, "variables": variables}, timeout=30)
         return response.json()["data"]

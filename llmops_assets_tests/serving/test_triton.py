@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 import sysconfig
@@ -24,10 +25,10 @@ from tritonclient.utils import InferenceServerException
 
 from llmops_assets.errors import SlotError, StackError
 from llmops_assets.serving import triton
-from llmops_assets.serving.slot_process import REPOSITORY
+from llmops_assets.serving.slot_process import EXIT_REFUSED
 from llmops_assets_tests.tiny_llama import TinyLlama
 
-from .conftest import MODEL, Server, fill, free_endpoint, running
+from .conftest import MODEL, Server, fill, free_endpoint, running, start_process
 
 PROMPT = "3 août 1990"
 
@@ -261,13 +262,23 @@ def test_two_servers_side_by_side_and_one_killed(
 ) -> None:
     """Blue and green live on one host, and one must be able to die without the other.
 
-    The killed one starts again in the same slot, over its own bytecode and shared memory.
+    The killed one starts again in the same slot, over its own bytecode and shared memory,
+    which stays behind when nobody of it is left to clean up.
     """
     blue, green = start("blue", 1), start("green", 2)
     assert triton.loaded_version(blue.endpoint, MODEL) == 1
     assert triton.loaded_version(green.endpoint, MODEL) == 2
-    stubs = psutil.Process(blue.process.pid).children(recursive=True)
-    failures: list[BaseException] = []
+    server = psutil.Process(blue.process.pid)
+    stubs = server.children(recursive=True)
+    assert stubs
+    arguments = " ".join(server.cmdline())
+    found = re.search(r"shm-region-prefix-name=(\w+)", arguments)
+    assert found is not None
+
+    def regions() -> list[Path]:
+        return list(triton.SHARED_MEMORY.glob(found[1] + "*"))
+
+    failures: list[SlotError] = []
     enough = threading.Event()
 
     def ask_green() -> None:
@@ -280,14 +291,15 @@ def test_two_servers_side_by_side_and_one_killed(
     asking = threading.Thread(target=ask_green)
     asking.start()
     try:
-        blue.process.kill()
+        server.suspend()
+        for process in (*stubs, server):
+            process.kill()
         blue.process.wait(10)
         wait_until(lambda: not any(stub.is_running() for stub in stubs))
+        assert regions()
         with running(blue.slot_directory, blue.endpoint, 1, state) as again:
             assert triton.generate(again.endpoint, MODEL, PROMPT, max_tokens=5)
-            # One server has one region a model instance; the killed one's is gone.
-            prefix = triton._shared_memory_prefix(blue.slot_directory / REPOSITORY)
-            assert len(list(triton.SHARED_MEMORY.glob(prefix + "*"))) == 1
+            assert len(regions()) == 1  # a server has one for each model instance
     finally:
         enough.set()
         asking.join(30)
@@ -306,12 +318,14 @@ def test_model_that_does_not_load_ends_the_server(
         (source / "config.pbtxt").read_bytes()
     )
     (version / "model.py").write_text("raise RuntimeError('no such engine')")
-    endpoint = fill(package, tmp_path / "slot")
-    with (
-        pytest.raises(AssertionError, match="no such engine"),
-        running(tmp_path / "slot", endpoint, 1, state),
-    ):
-        pass
+    fill(package, tmp_path / "slot")
+    process = start_process(tmp_path / "slot", state)
+    try:
+        assert process.wait(60) not in (0, EXIT_REFUSED)
+    finally:
+        process.kill()
+        process.wait(10)
+    assert "no such engine" in (tmp_path / "slot" / "log").read_text()
 
 
 def test_backends_are_copied_once_by_many(tmp_path: Path) -> None:
