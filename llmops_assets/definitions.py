@@ -34,7 +34,7 @@ def definitions_for(platform: Platform) -> dg.Definitions:
         assets=dg.load_assets_from_modules(PHASES),
         asset_checks=dg.load_asset_checks_from_modules(CHECKS),
         jobs=[*asset_jobs, rollback],
-        resources={"platform": platform, "io_manager": ArtifactIOManager(platform)},
+        resources={"platform": platform, "io_manager": ArtifactIOManager(lambda: platform.columns)},
         # Heavy steps are processes of their own (tools.py); a process a step besides
         # would cost seconds each and gain nothing.
         executor=dg.in_process_executor,

@@ -43,12 +43,12 @@ def explained() -> Iterator[None]:
 
 def produce(
     context: dg.AssetExecutionContext, platform: Platform, action: Action, make: Make
-) -> dg.MaterializeResult[ArtifactHandle]:
-    """Publishes the action's result for this release, and reports it."""
+) -> Result:
+    """The action's result for this release, published; see `Columns.produce`."""
     result = platform.columns.produce(context.partition_key, action, make)
     if result.reused_from is not None:
         context.log.info(f"reused from {result.reused_from}; no tool ran")
-    return materialized(platform, result)
+    return result
 
 
 def materialized(

@@ -53,7 +53,7 @@ def converted_weights(
         parameters=toolchain.conversion_parameters(engine_spec),
         versions=toolchain.versions(),
     )
-    return produce(context, platform, action, convert)
+    return materialized(platform, produce(context, platform, action, convert))
 
 
 @dg.asset(
@@ -85,7 +85,7 @@ def engine(
         parameters=toolchain.build_parameters(engine_spec),
         versions=toolchain.versions(),
     )
-    result = platform.columns.produce(release, action, build)
+    result = produce(context, platform, action, build)
     size = platform.store.describe(result.artifact).size
     return materialized(
         platform,
@@ -140,7 +140,7 @@ def engine_validation(
         },
         versions=toolchain.versions(),
     )
-    return produce(context, platform, action, validate)
+    return materialized(platform, produce(context, platform, action, validate))
 
 
 @dg.asset(
@@ -177,6 +177,6 @@ def packaged_model(
         },
         versions=toolchain.versions(),
     )
-    result = platform.columns.produce(context.partition_key, action, package)
+    result = produce(context, platform, action, package)
     tree = tree_of(platform.store.describe(result.artifact))
     return materialized(platform, result, {"tree": dg.MetadataValue.md(f"```\n{tree}\n```")})

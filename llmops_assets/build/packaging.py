@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from llmops_assets.errors import LLMOpsError
 from llmops_assets.evidence.verdicts import Judgement
@@ -52,8 +53,9 @@ def judge_package(spec: ModelSpec, column: Mapping[str, ArtifactHandle]) -> Judg
 def _config_problems(package: Path, model: str) -> list[str]:
     """Parses every config.pbtxt with Triton's own protobuf."""
     from google.protobuf import text_format
-    from tritonclient.grpc.model_config_pb2 import ModelConfig
+    from tritonclient.grpc import model_config_pb2
 
+    proto: Any = model_config_pb2  # generated at import, so without types
     problems: list[str] = []
     folders = sorted(path for path in (package / "repository").iterdir() if path.is_dir())
     if model not in [folder.name for folder in folders]:
@@ -61,7 +63,7 @@ def _config_problems(package: Path, model: str) -> list[str]:
     for folder in folders:
         try:
             text = (folder / "config.pbtxt").read_text(encoding="utf-8")
-            config = text_format.Parse(text, ModelConfig())
+            config = text_format.Parse(text, proto.ModelConfig())
         except (OSError, text_format.ParseError) as error:
             problems.append(f"config.pbtxt of {folder.name} cannot be read: {error}")
             continue

@@ -80,7 +80,7 @@ def model_spec(
             "source": source.model_dump(),
         },
     )
-    result = platform.columns.produce(release.key, action, freeze)
+    result = produce(context, platform, action, freeze)
     if result.action != action.digest:
         context.log.warning(
             "the spec's file has changed since this release froze it; the release keeps what "
@@ -145,7 +145,7 @@ def checkpoint(
             parameters={"content": content_digest(source)},
             versions={"import": "1"},
         )
-        return produce(context, platform, action, bring_in)
+        return materialized(platform, produce(context, platform, action, bring_in))
 
     max_tokens = spec.constraints.max_input_tokens + spec.constraints.max_output_tokens
 
@@ -172,7 +172,7 @@ def checkpoint(
         parameters={"weights": canonical(spec.weights), "max_tokens": max_tokens},
         versions={"train": "1", **versions_of("torch", "transformers", "tokenizers")},
     )
-    result = platform.columns.produce(release, action, train)
+    result = produce(context, platform, action, train)
     history = read_history(ArtifactHandle(result, platform.store).path)
     page = platform.registry.log_training(
         spec.name, release, canonical(spec.weights), [LossPoint(*point) for point in history]
@@ -226,7 +226,7 @@ def evaluation(
         parameters={"max_tokens": spec.constraints.max_output_tokens},
         versions={"evaluate": "1", **versions_of("torch", "transformers", "tokenizers")},
     )
-    result = platform.columns.produce(release, action, evaluate)
+    result = produce(context, platform, action, evaluate)
     page = platform.registry.log_evaluation(
         spec.name,
         release,
@@ -286,7 +286,7 @@ def _data(
         parameters={**parameters, "split": split},
         versions={"data": "1", **versions_of("babel", "pyarrow")},
     )
-    return produce(context, platform, action, build)
+    return materialized(platform, produce(context, platform, action, build))
 
 
 def _from_repository(platform: Platform, path: Path) -> Path:

@@ -7,7 +7,6 @@ their place and renamed, so that a kill half way leaves nothing that looks finis
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -103,7 +102,7 @@ def _finish(process: subprocess.Popen[bytes], place: Path) -> None:
 def _replace(source: Path, target: Path) -> None:
     beside = target.with_name(target.name + ".new")
     shutil.copyfile(source, beside)
-    os.replace(beside, target)
+    beside.replace(target)
 
 
 if __name__ == "__main__":

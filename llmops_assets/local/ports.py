@@ -6,6 +6,7 @@ and three of every slot that ever held something.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -50,12 +51,13 @@ def claim_ports(file: Path, host: str, requests: Sequence[PortRequest]) -> dict[
     """
     with _locked(file):
         remembered = read_ports(file)
+        fallback = _fallback_ports(file)
         reserved = {
             port for name, port in remembered.items() if name not in {r.name for r in requests}
         }
         claimed: dict[str, int] = {}
         for request in requests:
-            port = _choose(request, host, remembered.get(request.name), reserved)
+            port = _choose(request, host, remembered.get(request.name), reserved, fallback)
             claimed[request.name] = port
             reserved.add(port)
         _write(file, {**remembered, **claimed})
@@ -121,7 +123,25 @@ def holder(port: int) -> str:
     return "a process that this user cannot see"
 
 
-def _choose(request: PortRequest, host: str, remembered: int | None, reserved: set[int]) -> int:
+def _fallback_ports(file: Path) -> list[int]:
+    """All fallback ports, from a place that depends on the file.
+
+    Stacks of several state folders would otherwise take each other's ports whenever one
+    of them is down for a moment.
+    """
+    start = int.from_bytes(hashlib.sha256(str(file.resolve()).encode()).digest()[:4], "big")
+    ports = list(FALLBACK_PORTS)
+    start %= len(ports)
+    return ports[start:] + ports[:start]
+
+
+def _choose(
+    request: PortRequest,
+    host: str,
+    remembered: int | None,
+    reserved: set[int],
+    fallback: Sequence[int],
+) -> int:
     if request.configured is not None:
         if request.configured in reserved:
             raise StackError(
@@ -137,7 +157,7 @@ def _choose(request: PortRequest, host: str, remembered: int | None, reserved: s
             )
         return request.configured
     first = [port for port in (remembered, request.preferred) if port is not None]
-    for port in (*first, *FALLBACK_PORTS):
+    for port in (*first, *fallback):
         if port not in reserved and is_free(host, port):
             return port
     raise StackError(

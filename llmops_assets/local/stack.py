@@ -357,7 +357,7 @@ def _wait_ready(settings: Settings, supervisor: Supervisor, where: Endpoints, na
                 f"{name} " + ("does not start" if failing else "does not answer"),
                 expected=f"an answer within {READY_TIMEOUT_SECONDS:.0f} s",
                 found=f"{state.state} ({state.explanation}); {log_files.last_words(log)}",
-                cure=f"read {log}, mend the cause, and run `llmops up` again",
+                cure=f"read {log} and mend the cause; then run `llmops down` and `llmops up`",
             )
         time.sleep(POLL_SECONDS)
 

@@ -12,8 +12,6 @@ that were right when they were copied may be wrong when they are loaded, weeks l
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -32,6 +30,7 @@ from llmops_assets.serving.triton import (
     server_command,
 )
 from llmops_assets.settings import get_settings
+from llmops_assets.storage.copying import copy_file
 from llmops_assets.storage.store import Artifact, FileEntry
 from llmops_assets.toolchains.base import VERSION_FOLDER
 
@@ -39,9 +38,6 @@ SLOT_FILE = "slot.json"
 REPOSITORY = "repository"
 EXIT_REFUSED = 3
 """Exit code for bytes that are not the package's; starting again would not help."""
-
-FICLONE = 0x40049409  # ioctl_ficlone(2); Python's fcntl names it from 3.12 on
-CHUNK_BYTES = 1 << 20
 
 
 class SlotFile(BaseModel):
@@ -112,7 +108,7 @@ def place(
         for entry, source in zip(manifest, sources, strict=True):
             target = beside / entry.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            digest = _copy(package_directory / source, target)
+            digest = copy_file(package_directory / source, target)
             if digest != entry.digest:
                 raise ArtifactCorruptError(
                     f"{source} of package {package.digest} changed before it was in the slot",
@@ -255,34 +251,12 @@ def _plan(
     return tuple(entries), sources
 
 
-def _copy(source: Path, target: Path) -> str:
-    """Copies a file's bytes; returns their digest, of what was written."""
-    hasher = hashlib.sha256()
-    flags = os.O_RDONLY | os.O_NOFOLLOW
-    with (
-        open(os.open(source, flags), "rb", buffering=0) as reader,
-        target.open("x+b", buffering=0) as writer,
-    ):
-        shared = False
-        with contextlib.suppress(OSError):  # another file system, or one without reflinks
-            fcntl.ioctl(writer.fileno(), FICLONE, reader.fileno())
-            shared = True
-        while chunk := (writer if shared else reader).read(CHUNK_BYTES):
-            hasher.update(chunk)
-            remaining = memoryview(chunk)
-            while remaining and not shared:
-                remaining = remaining[writer.write(remaining) :]
-        os.fchmod(writer.fileno(), 0o444)
-        os.fsync(writer.fileno())
-    return "sha256:" + hasher.hexdigest()
-
-
 def _differences(path: Path, entry: FileEntry) -> list[str]:
     size = path.lstat().st_size
     if size != entry.size:
         return [f"{entry.path} has {size} bytes instead of {entry.size}"]
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
             digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         return [f"{entry.path} cannot be read ({error.strerror})"]

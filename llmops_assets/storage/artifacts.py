@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import dagster as dg
 
@@ -51,13 +50,6 @@ def digests(column: Mapping[str, ArtifactHandle]) -> dict[str, str]:
     return {asset: handle.digest for asset, handle in column.items()}
 
 
-class HasColumns(Protocol):
-    """What holds the columns; opened only when an asset runs."""
-
-    @property
-    def columns(self) -> Columns: ...
-
-
 class ArtifactIOManager(dg.IOManager):
     """Passes handles between assets; the store's refs say which artifact a release has.
 
@@ -65,11 +57,15 @@ class ArtifactIOManager(dg.IOManager):
     not depend on Dagster. Here it is made sure that nothing else is reported.
     """
 
-    def __init__(self, platform: HasColumns) -> None:
-        self._platform = platform
+    def __init__(self, columns: Callable[[], Columns]) -> None:
+        """
+        Args:
+            columns: opens them; called only when an asset runs.
+        """
+        self._columns = columns
 
     def handle_output(self, context: dg.OutputContext, obj: ArtifactHandle) -> None:
-        published = self._platform.columns.get(context.partition_key, context.asset_key.path[-1])
+        published = self._columns().get(context.partition_key, context.asset_key.path[-1])
         if published.artifact != obj.digest:
             raise StoreError(
                 f"{context.asset_key.to_user_string()} reports what it has not published",
@@ -79,6 +75,6 @@ class ArtifactIOManager(dg.IOManager):
             )
 
     def load_input(self, context: dg.InputContext) -> ArtifactHandle:
-        columns = self._platform.columns
+        columns = self._columns()
         result = columns.get(context.partition_key, context.asset_key.path[-1])
         return ArtifactHandle(result, columns.store)

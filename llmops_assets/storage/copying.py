@@ -27,7 +27,7 @@ def copy_file(source: Path, target: Path) -> str:
     """
     hasher = hashlib.sha256()
     with (
-        open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW), "rb", buffering=0) as reader,  # noqa: PTH123
+        os.fdopen(os.open(source, os.O_RDONLY | os.O_NOFOLLOW), "rb", buffering=0) as reader,
         target.open("x+b", buffering=0) as writer,
     ):
         shared = False

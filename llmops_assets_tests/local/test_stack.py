@@ -105,7 +105,7 @@ def test_programs_of_a_killed_supervisor_are_replaced(
     wait_gone([process for process in orphans if process.pid == supervisor], 5)
 
     assert stack.up(settings, print, definitions=DEFINITIONS).endpoints == running.endpoints
-    assert not [process for process in orphans if process.is_running()]
+    assert not wait_gone(orphans, 0)
 
 
 def test_status_asks_the_servers_themselves(settings: Settings, running: stack.StackInfo) -> None:
@@ -140,17 +140,6 @@ def test_logs_of_one_program_and_following(settings: Settings, running: stack.St
     assert list(itertools.islice(lines, 2)) == ["rotated", "new"]
 
 
-def test_broken_definitions_are_named_and_the_stack_can_go_on(
-    settings: Settings, running: stack.StackInfo
-) -> None:
-    """A typo in the definitions is the commonest reason why the stack does not start."""
-    stack.down(settings)
-    with pytest.raises(StackError, match=r"code-server.*no_such_module"):
-        stack.up(settings, print, definitions="no_such_module")
-    stack.down(settings)
-    assert not supervised(settings.state)
-
-
 def test_down_ends_runs_too_and_can_be_repeated(
     settings: Settings, running: stack.StackInfo
 ) -> None:
@@ -162,7 +151,7 @@ def test_down_ends_runs_too_and_can_be_repeated(
 
     stack.down(settings)
 
-    assert not [process for process in processes if process.is_running()]
+    assert not wait_gone(processes, 0)
     assert not supervised(settings.state)
     assert not any(program.running for program in stack.status(settings))
     stack.down(settings)
@@ -170,6 +159,17 @@ def test_down_ends_runs_too_and_can_be_repeated(
     stack.up(settings, print, definitions=DEFINITIONS)
     assert client.wait(run, "FAILURE", "CANCELED", timeout_seconds=1)
     assert client.places_taken() == 0
+
+
+def test_broken_definitions_are_named_and_the_stack_can_go_on(
+    settings: Settings,
+) -> None:
+    """A typo in the definitions is the commonest reason why the stack does not start."""
+    stack.down(settings)
+    with pytest.raises(StackError, match=r"code-server.*no_such_module"):
+        stack.up(settings, print, definitions="no_such_module")
+    stack.down(settings)
+    assert not supervised(settings.state)
 
 
 def test_a_configured_port_that_is_taken_is_named(settings: Settings) -> None:
