@@ -218,12 +218,15 @@ def promote(
     from llmops_assets.local import releasing
 
     Release.parse(release_key)
+    decides = reject or any(given is not None for given in (approver, reason, package_digest))
+    if decides and not (approver and reason):
+        raise click.UsageError("a decision needs both --approver and --reason")
     client = _client(url, token)
     decision = None
-    if approver is not None or reject:
+    if approver and reason:
         decision = releasing.Decision(
-            approver=approver or "",
-            reason=reason or "",
+            approver=approver,
+            reason=reason,
             approve=not reject,
             package=package_digest or releasing.package_digest(get_settings(), release_key),
         )
@@ -247,10 +250,19 @@ def _job_command(name: str, job: str, help_text: str, done: str) -> None:
             _exit_with(client, run, f"{release_key} {done}.")
 
 
-_job_command("observe", "observe", "Read metrics and incidents of RELEASE while it serves.", "was observed")
-_job_command("deprecate", "deprecate", "Take RELEASE off all routes; it must not serve.", "is deprecated")
-_job_command("archive", "archive_release", "Put deprecated RELEASE into cold storage.", "is archived and restores")
-_job_command("remove", "remove", "Remove archived RELEASE from Triton.", "is removed")
+# Command, job, help, what is true afterwards.
+for _command in (
+    (
+        "observe",
+        "observe",
+        "Read metrics and incidents of RELEASE while it serves.",
+        "was observed",
+    ),
+    ("deprecate", "deprecate", "Take RELEASE off all routes; it must not serve.", "is deprecated"),
+    ("archive", "archive_release", "Put deprecated RELEASE into cold storage.", "is archived"),
+    ("remove", "remove", "Remove archived RELEASE from Triton.", "is removed"),
+):
+    _job_command(*_command)
 
 
 @main.command()

@@ -193,16 +193,22 @@ class DagsterClient:
             )
             response.raise_for_status()
             content = response.json()
+        except httpx.HTTPStatusError as error:
+            raise StackError(
+                f"Dagster at {self.url} refused a call",
+                found=f"{error.response.status_code} {error.response.reason_phrase}",
+                cure="check the address; for 401 or 403 also the token in LLMOPS_DAGSTER_TOKEN",
+            ) from error
         except (httpx.HTTPError, ValueError) as error:
             raise StackError(
                 f"Dagster at {self.url} does not answer",
                 found=error,
                 cure="check it with `llmops status`, start it with `llmops up`",
             ) from error
-        if content.get("errors"):
+        if not isinstance(content, dict) or content.get("errors") or "data" not in content:
             raise StackError(
                 f"Dagster at {self.url} did not understand a query",
-                found=content["errors"],
+                found=content.get("errors") if isinstance(content, dict) else content,
                 cure="check that the server has the Dagster version of this platform",
             )
         return content["data"]

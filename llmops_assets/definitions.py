@@ -31,7 +31,7 @@ CHECKS = (develop_checks, build_checks, deploy_checks, operate_checks, retire_ch
 def definitions_for(platform: Platform) -> dg.Definitions:
     """The definitions on the given parts; tests pass their own."""
     return dg.Definitions(
-        assets=dg.load_assets_from_modules(PHASES),
+        assets=dg.load_assets_from_modules(PHASES, include_specs=True),
         asset_checks=dg.load_asset_checks_from_modules(CHECKS),
         jobs=[*asset_jobs, rollback],
         resources={"platform": platform, "io_manager": ArtifactIOManager(lambda: platform.columns)},

@@ -39,6 +39,10 @@ class LLMOpsError(Exception):
         super().__init__(" ".join(parts))
 
 
+class SettingsError(LLMOpsError):
+    """A setting in the environment is not valid."""
+
+
 class SpecError(LLMOpsError):
     """A model spec is not valid; the message names file and line."""
 
@@ -57,6 +61,10 @@ class ArtifactCorruptError(StoreError):
 
 class RefConflictError(StoreError):
     """A compare-and-set lost against another writer."""
+
+
+class DataError(LLMOpsError):
+    """Training or evaluation data, or a checkpoint, cannot be used as it is."""
 
 
 class ToolError(LLMOpsError):

@@ -2,7 +2,6 @@
 
 import dagster as dg
 
-from llmops_assets.deploy.assets import PRODUCTION_POOL
 from llmops_assets.operate.rollback import roll_back
 from llmops_assets.partitions import MODELS
 from llmops_assets.platform import Platform
@@ -56,7 +55,9 @@ class RollbackConfig(dg.Config):
     actor: str = "dagster launchpad"
 
 
-@dg.op(pool=PRODUCTION_POOL)
+# In no pool: a rollback must not wait for a deployment that hangs. The route's
+# compare-and-set keeps the two apart.
+@dg.op
 def roll_back_route(
     context: dg.OpExecutionContext, config: RollbackConfig, platform: dg.ResourceParam[Platform]
 ) -> None:

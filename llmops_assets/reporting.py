@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import dagster as dg
 
-from llmops_assets.errors import LLMOpsError
+from llmops_assets.errors import LifecycleOrderError, LLMOpsError
 from llmops_assets.evidence.gates import Gate
 from llmops_assets.evidence.verdicts import Judgement, Verdict, record_verdict
 from llmops_assets.partitions import MODELS, RELEASES
@@ -115,8 +115,19 @@ def judge(
 
 @explained()
 def decide(run: str, platform: Platform, release: str, gate: Gate, judge: Judge) -> Verdict:
-    """Judges what the release has published, and records the verdict about those bytes."""
+    """Judges what the release has published, and records the verdict about those bytes.
+
+    Raises:
+        dagster.Failure: the release lacks something that the gate judges.
+    """
     column = platform.column(release)
+    if missing := [asset for asset in gate.subjects if asset not in column]:
+        raise LifecycleOrderError(
+            f"Gate {gate.name} cannot judge release {release} yet",
+            expected="published " + ", ".join(gate.subjects),
+            found="no " + ", no ".join(missing),
+            cure=f"materialize {', '.join(missing)} of partition {release} first",
+        )
     spec = platform.spec(release)
     return record_verdict(
         platform.store,

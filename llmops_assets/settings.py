@@ -9,8 +9,10 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from llmops_assets.errors import SettingsError
 
 
 class Settings(BaseSettings):
@@ -112,5 +114,19 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The settings of this process, read once from the environment."""
-    return Settings()
+    """The settings of this process, read once from the environment.
+
+    Raises:
+        SettingsError: a value is not valid.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError(
+            "The settings in the environment are not valid",
+            found="; ".join(
+                f"LLMOPS_{detail['loc'][0]}".upper() + f"={detail['input']}: {detail['msg']}"
+                for detail in error.errors()
+            ),
+            cure="correct or unset these variables; `llmops settings` says what each means",
+        ) from error

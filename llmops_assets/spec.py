@@ -24,7 +24,8 @@ Ratio = Annotated[float, Field(ge=0)]
 class Section(BaseModel):
     """Base of all parts of a spec: unknown keys are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Infinity and NaN have no JSON, and a threshold of either would judge nothing.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Constraints(Section):
@@ -54,9 +55,9 @@ class TrainedWeights(Section):
 
     source: Literal["train"]
     architecture: Architecture = Architecture()
-    steps: int = Field(default=450, ge=1, description="Optimiser steps.")
-    batch_size: int = Field(default=128, ge=1, description="Rows per step.")
-    learning_rate: float = Field(default=2e-3, gt=0, le=1)
+    steps: int = Field(default=900, ge=1, description="Optimiser steps.")
+    batch_size: int = Field(default=64, ge=1, description="Rows per step.")
+    learning_rate: float = Field(default=1e-3, gt=0, le=1)
     seed: int = Field(default=0, ge=0)
 
 
@@ -176,7 +177,7 @@ class Retention(Section):
 class ModelSpec(Section):
     """A model, from its use case to its retention."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="LLMOps Assets model spec")
+    model_config = ConfigDict(title="LLMOps Assets model spec")
 
     name: str = Field(description="DNS label, at most 40 characters; also the file's name.")
     use_case: str = Field(min_length=10, description="What it is for, in a sentence or two.")
@@ -200,9 +201,7 @@ class ModelSpec(Section):
     @classmethod
     def _name_is_label(cls, name: str) -> str:
         if not MODEL_NAME.fullmatch(name):
-            raise ValueError(
-                "must be a DNS label of at most 40 characters, as date-normalizer"
-            )
+            raise ValueError("must be a DNS label of at most 40 characters, as date-normalizer")
         return name
 
 
@@ -294,12 +293,16 @@ def _mistake(root: yaml.Node, location: Sequence[str | int], message: str) -> st
 def _line_of(root: yaml.Node, location: Sequence[str | int]) -> int:
     """Line (from 1) of the deepest node on the way to `location` that exists.
 
-    Pydantic adds the tag of a union's member to a location; such parts have no node.
+    Pydantic puts the tag of a union's member behind the union; such parts have no node.
     """
     node = root
     line = root.start_mark.line
+    untagged: yaml.Node | None = None
     for part in location:
         if isinstance(node, yaml.MappingNode):
+            if node is not untagged and part == _tag(node):
+                untagged = node
+                continue
             for key, value in node.value:
                 if key.value == str(part):
                     node, line = value, key.start_mark.line
@@ -310,16 +313,28 @@ def _line_of(root: yaml.Node, location: Sequence[str | int]) -> int:
     return line + 1
 
 
-def _duplicate_keys(node: yaml.Node) -> list[tuple[str, int]]:
+def _tag(union: yaml.MappingNode) -> str | None:
+    """What a mapping says of its kind, in the key that tells a union's members apart."""
+    return next((value.value for key, value in union.value if key.value == "source"), None)
+
+
+def _duplicate_keys(root: yaml.Node) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                found.append((key.value, key.start_mark.line + 1))
-            seen.add(key.value)
-            found += _duplicate_keys(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for child in node.value:
-            found += _duplicate_keys(child)
-    return found
+    queue = [root]
+    # An alias leads to its anchor's node again, perhaps to one around it.
+    visited: set[int] = set()
+    while queue:
+        node = queue.pop()
+        if id(node) in visited:
+            continue
+        visited.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                if key.value in seen:
+                    found.append((key.value, key.start_mark.line + 1))
+                seen.add(key.value)
+                queue.append(value)
+        elif isinstance(node, yaml.SequenceNode):
+            queue += node.value
+    return sorted(found, key=lambda duplicate: duplicate[1])

@@ -32,6 +32,17 @@ def prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl failed")
 
 
+def lower_priority(niceness: int) -> None:
+    """Makes this process and its future children yield to others.
+
+    Where the kernel groups tasks by session (autogroup, sched(7)), niceness counts only
+    within the tool's own session; against other sessions the group's own value does.
+    """
+    os.nice(niceness)
+    with contextlib.suppress(OSError):  # a kernel without autogroups
+        Path("/proc/self/autogroup").write_text(str(niceness))
+
+
 def descendants(root: int) -> list[int]:
     """Process ids below `root`, read from /proc; processes that end meanwhile are skipped."""
     children: dict[int, list[int]] = {}
@@ -89,7 +100,7 @@ def main() -> int:
     if separator != "--":
         raise SystemExit("usage: tool_guard.py LIFELINE_FD NICENESS -- COMMAND…")
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    os.nice(int(niceness))
+    lower_priority(int(niceness))
 
     # Signals become readable bytes, so that one `select` waits for a dead worker, a
     # request to stop and an ended tool alike.
@@ -104,7 +115,10 @@ def main() -> int:
         # If the guard itself is killed with -9, at least the tool goes too.
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        # Python ignores the last two, and what is ignored stays so in the tool.
+        for number in (
+            signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ
+        ):  # fmt: skip
             signal.signal(number, signal.SIG_DFL)
         os.setpgid(0, 0)
         os.close(int(lifeline))

@@ -234,22 +234,45 @@ def _follow(
                 return False
             chunk = os.read(guard.stdout.fileno(), 65536)
             if not chunk:
+                _tell(pending, tail, on_progress, on_line)
                 guard.wait(timeout=max(remaining, 1.0))
                 return True
             log.write(chunk)
             log.flush()
             # Progress bars redraw their line with a carriage return.
             *lines, pending = (pending + chunk).replace(b"\r", b"\n").split(b"\n")
-            for raw in lines:
-                line = raw.decode("utf-8", "replace").rstrip()
-                if line.startswith(PROGRESS_PREFIX):
-                    if on_progress is not None:
-                        on_progress(json.loads(line[len(PROGRESS_PREFIX) :]))
-                elif line:
-                    tail.append(line)
-                    if on_line is not None:
-                        on_line(line)
+            for line in lines:
+                _tell(line, tail, on_progress, on_line)
     return False
+
+
+def _tell(
+    raw: bytes,
+    tail: deque[str],
+    on_progress: Callable[[Progress], None] | None,
+    on_line: Callable[[str], None] | None,
+) -> None:
+    """Passes one line of output on, as progress or as text."""
+    line = raw.decode("utf-8", "replace").rstrip()
+    progress = _progress(line)
+    if progress is not None:
+        if on_progress is not None:
+            on_progress(progress)
+    elif line:
+        tail.append(line)
+        if on_line is not None:
+            on_line(line)
+
+
+def _progress(line: str) -> Progress | None:
+    if not line.startswith(PROGRESS_PREFIX):
+        return None
+    try:
+        values = json.loads(line[len(PROGRESS_PREFIX) :])
+    except ValueError:
+        # Another thread of the tool wrote in between: text like any other.
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def _end(guard: subprocess.Popen[bytes]) -> None:

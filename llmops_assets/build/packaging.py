@@ -57,14 +57,17 @@ def _config_problems(package: Path, model: str) -> list[str]:
 
     proto: Any = model_config_pb2  # generated at import, so without types
     problems: list[str] = []
-    folders = sorted(path for path in (package / "repository").iterdir() if path.is_dir())
+    repository = package / "repository"
+    if not repository.is_dir():
+        return ["it has no folder repository/"]
+    folders = sorted(path for path in repository.iterdir() if path.is_dir())
     if model not in [folder.name for folder in folders]:
         problems.append(f"there is no model {model}")
     for folder in folders:
         try:
             text = (folder / "config.pbtxt").read_text(encoding="utf-8")
             config = text_format.Parse(text, proto.ModelConfig())
-        except (OSError, text_format.ParseError) as error:
+        except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
             problems.append(f"config.pbtxt of {folder.name} cannot be read: {error}")
             continue
         if config.name != folder.name:

@@ -52,8 +52,8 @@ def decide(
         ApprovalError: there is no decision, it is incomplete, or about other bytes.
     """
     cure = (
-        f"llmops promote {release} --approver NAME --reason WHY --package-digest {package}; or fill "
-        "in production_approval's config in the launchpad of the job promote"
+        f"llmops promote {release} --approver NAME --reason WHY --package-digest {package}; or "
+        "fill in production_approval's config in the launchpad of the job promote"
     )
     if about is not None and about != package:
         raise ApprovalError(
@@ -71,6 +71,7 @@ def decide(
             found="none" if earlier is None else f"one about package {earlier.package}",
             cure=cure,
         )
+    approver, reason = (approver or "").strip(), (reason or "").strip()
     if decision not in ("approve", "reject") or not approver or not reason:
         raise ApprovalError(
             f"The decision about {release} is incomplete",
@@ -96,7 +97,7 @@ def judge_approval(approval: Approval, package: str) -> Judgement:
             f"{approval.approver} rejected it: {approval.reason}": approval.decision != "approve",
             f"the decision is about package {approval.package}": approval.package != package,
             f"{approval.approver} asked for the release and cannot approve it": (
-                approval.approver == approval.requested_by
+                approval.approver.casefold() == approval.requested_by.strip().casefold()
             ),
         }.items()
         if holds

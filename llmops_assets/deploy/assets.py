@@ -219,20 +219,21 @@ def _load(
 ) -> tuple[Result, LoadedPackage]:
     """Loads the package into the environment's idle slot and asks it the known questions."""
     started = datetime.now(UTC)
+    model = Release.parse(release).model
     if platform.columns.find(release, "deprecated_version") is not None:
         raise LifecycleOrderError(
             f"Release {release} is deprecated and takes no traffic any more",
             expected="a release that was not deprecated",
-            cure=f"make a new one of the same spec: `llmops release {Release.parse(release).model}`",
+            cure=f"make a new one of the same spec: `llmops release {model}`",
         )
     spec = platform.spec(release)
     deployment = Deployment(package.digest, release, version)
     slot, endpoint = load(
-        platform.slots, platform.routes, environment, spec.name, package.artifact, deployment
+        platform.slots, platform.routes, environment, model, package.artifact, deployment
     )
     loaded = LoadedPackage(
         environment=environment,
-        model=spec.name,
+        model=model,
         colour=slot.colour,
         deployment=deployment,
         endpoint=endpoint,

@@ -126,6 +126,8 @@ def move(routes: Routes, loaded: LoadedPackage, actor: str, reason: str) -> Rout
 def move_back(routes: Routes, route: Route, actor: str, reason: str) -> Route:
     """Gives all traffic back to what is warm on the route, or to nothing.
 
+    What is taken off leaves the route for good, so that no second rollback leads back to it.
+
     Args:
         route: the route that is to be undone.
 
@@ -135,11 +137,7 @@ def move_back(routes: Routes, route: Route, actor: str, reason: str) -> Route:
     """
     current, digest = routes.current(route.environment, route.model)
     previous = warm(route)
-    targets = tuple(
-        target.model_copy(update={"weight": 100 if target == previous else 0})
-        for target in route.targets
-        if previous is not None
-    )
+    targets = () if previous is None else (previous.model_copy(update={"weight": 100}),)
     return routes.change(
         route.environment,
         route.model,

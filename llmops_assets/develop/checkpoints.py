@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from llmops_assets.develop.directory import whole_directory
-from llmops_assets.errors import LLMOpsError
+from llmops_assets.errors import DataError
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -123,12 +123,12 @@ def import_checkpoint(source: Path, output: Path) -> None:
         output: directory to write; must not exist.
 
     Raises:
-        LLMOpsError: the source is no directory, or holds a link that leaves it, a link to
+        DataError: the source is no directory, or holds a link that leaves it, a link to
             a directory, a device, a socket or a pipe.
         ToolError: the output exists.
     """
     if not source.is_dir():
-        raise LLMOpsError(
+        raise DataError(
             f"There is no checkpoint folder {source}",
             expected="a Hugging Face directory",
             cure="check weights.path in the model's spec",
@@ -139,7 +139,7 @@ def import_checkpoint(source: Path, output: Path) -> None:
             relative = path.relative_to(root)
             target = path.resolve() if path.is_symlink() else path
             if not target.is_relative_to(root):
-                raise LLMOpsError(
+                raise DataError(
                     f"{relative} in the checkpoint {source} links to {target}, which is outside",
                     expected="a directory that holds all its files itself",
                     cure="copy the checkpoint with its links followed (`cp -rL`), import the copy",
@@ -153,10 +153,10 @@ def inspect(directory: Path) -> CheckpointReport:
     """Looks at every file of a Hugging Face directory; safe on hostile ones.
 
     Raises:
-        LLMOpsError: there is no such directory.
+        DataError: there is no such directory.
     """
     if not directory.is_dir():
-        raise LLMOpsError(
+        raise DataError(
             f"There is no checkpoint folder {directory}", cure="materialize the checkpoint again"
         )
     problems: list[str] = []
@@ -212,12 +212,12 @@ def _copy_regular(source: Path, copy: Path) -> None:
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise LLMOpsError(
+        raise DataError(
             f"{source} cannot be copied", found=error, cure="mend or remove it"
         ) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise LLMOpsError(
+        raise DataError(
             f"{source} is not a regular file",
             expected="files, folders, and links to files inside the checkpoint",
             cure="remove it from the checkpoint",

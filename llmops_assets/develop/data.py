@@ -19,7 +19,7 @@ import pyarrow.parquet as parquet
 from pydantic import TypeAdapter
 
 from llmops_assets.develop.directory import whole_directory
-from llmops_assets.errors import LLMOpsError
+from llmops_assets.errors import DataError, LLMOpsError
 from llmops_assets.spec import Data, DataFiles, GeneratedDates
 
 SplitName = Literal["training", "evaluation"]
@@ -53,7 +53,7 @@ def build_data(
         root: folder that relative paths of data files count from.
 
     Raises:
-        LLMOpsError: the data are not valid; the message names file and rows.
+        DataError: the data are not valid; the message names file and rows.
     """
     if isinstance(data, GeneratedDates):
         # Babel is needed for the example only.
@@ -76,7 +76,7 @@ def read_data(directory: Path) -> pa.Table:
     """The rows of a data directory, with columns prompt, completion and slice (strings).
 
     Raises:
-        LLMOpsError: it is not a data directory.
+        DataError: it is not a data directory.
     """
     return _read_file(directory / DATA_FILE)
 
@@ -90,7 +90,7 @@ def leakage(training: Path, evaluation: Path, examples: int = 5) -> Leakage:
         examples: how many of the prompts to show at most.
 
     Raises:
-        LLMOpsError: one of them is not a data directory.
+        DataError: one of them is not a data directory.
     """
     seen = {_normalised(prompt) for prompt in read_data(training)["prompt"].to_pylist()}
     leaked = [
@@ -117,13 +117,13 @@ def _facts(table: pa.Table) -> dict[str, Any]:
 def _read_file(path: Path) -> pa.Table:
     readers = {".parquet": _read_parquet, ".jsonl": _read_json_lines, ".ndjson": _read_json_lines}
     if path.suffix not in readers:
-        raise LLMOpsError(
+        raise DataError(
             f"The data file {path} is of a kind that is not read",
             expected=f"a name that ends in {', '.join(readers)}",
             cure="convert it, and name the new file in the model's spec",
         )
     if not path.is_file():
-        raise LLMOpsError(
+        raise DataError(
             f"There is no data file {path}",
             cure="check `data` in the model's spec, or put the file there",
         )
@@ -139,7 +139,7 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
             raise _invalid(path, [f"no column {name!r}" for name in missing])
         table = parquet.read_table(path, columns=list(COLUMNS))
     except (pa.ArrowException, OSError) as error:
-        raise LLMOpsError(
+        raise DataError(
             f"The data file {path} cannot be read",
             expected="Parquet",
             found=error,
@@ -193,10 +193,10 @@ def _problem(value: object) -> str | None:
     return None
 
 
-def _invalid(path: Path, mistakes: Sequence[str]) -> LLMOpsError:
+def _invalid(path: Path, mistakes: Sequence[str]) -> DataError:
     shown = "; ".join(mistakes[:MISTAKES_SHOWN])
     more = len(mistakes) - MISTAKES_SHOWN
-    return LLMOpsError(
+    return DataError(
         f"The data file {path} is not valid",
         expected=f"rows with non-empty strings {', '.join(COLUMNS)} (rows count from 1)",
         found=shown + (f"; and {more} more" if more > 0 else ""),

@@ -26,7 +26,7 @@ from transformers import (
 from llmops_assets.develop.data import read_data
 from llmops_assets.develop.directory import whole_directory
 from llmops_assets.develop.metrics import PREDICTION_COLUMNS, Metrics, is_exact_match, measure
-from llmops_assets.errors import LLMOpsError
+from llmops_assets.errors import DataError, LLMOpsError
 from llmops_assets.tools import report_progress
 
 PREDICTIONS_FILE = "predictions.parquet"
@@ -50,7 +50,7 @@ def evaluate(
         threads: CPU threads.
 
     Raises:
-        LLMOpsError: the data are not valid, the output exists, or the checkpoint's
+        DataError: the data are not valid, the output exists, or the checkpoint's
             tokenizer has no end-of-sequence token.
     """
     torch.set_num_threads(threads)
@@ -76,7 +76,7 @@ def load_checkpoint(checkpoint: Path) -> tuple[PreTrainedTokenizerBase, PreTrain
     """Tokenizer and model of a Hugging Face directory, in float32; runs no code from it.
 
     Raises:
-        LLMOpsError: the tokenizer has no end-of-sequence token.
+        DataError: the tokenizer has no end-of-sequence token.
     """
     safely: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, **safely)
@@ -84,7 +84,7 @@ def load_checkpoint(checkpoint: Path) -> tuple[PreTrainedTokenizerBase, PreTrain
         checkpoint, use_safetensors=True, dtype=torch.float32, **safely
     )
     if tokenizer.eos_token_id is None:
-        raise LLMOpsError(
+        raise DataError(
             f"The tokenizer of {checkpoint} has no end-of-sequence token",
             expected="eos_token in tokenizer_config.json",
             cure="set it to the token that ends an answer, and import the checkpoint again",

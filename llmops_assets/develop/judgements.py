@@ -46,7 +46,8 @@ def judge_accuracy(metrics: Path, gate: AccuracyGate) -> Judgement:
     """
     found: Mapping[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))
     slices = {name: values["exact_match"] for name, values in found["slices"].items()}
-    worst = min(slices, key=lambda name: slices[name])
+    # A NaN compares as neither less nor more, so `min` may pass over it: it is the worst.
+    worst = min(slices, key=lambda name: (slices[name] == slices[name], slices[name]))
     overall = found["exact_match"]
     return Judgement(
         passed=overall >= gate.exact_match and slices[worst] >= gate.every_slice,

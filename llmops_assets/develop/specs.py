@@ -24,7 +24,7 @@ class SpecSource(BaseModel):
     commit: str | None
     """The commit it stands at; None outside of git or before the first commit."""
     changed: bool
-    """Whether the file differs from that commit."""
+    """Whether the file differs from that commit, or is not in it."""
 
 
 def load(models: Path, model: str, commit: str | None) -> tuple[ModelSpec, SpecSource]:
@@ -93,7 +93,7 @@ def _source_of(path: Path) -> SpecSource:
     return SpecSource(
         file=file,
         commit=_git(path.parent, "rev-parse", "--verify", "HEAD"),
-        changed=bool(_git(path.parent, "status", "--porcelain", "--", str(path))),
+        changed=bool(_git(path.parent, "status", "--porcelain", "--ignored", "--", str(path))),
     )
 
 

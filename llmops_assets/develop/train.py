@@ -28,12 +28,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmops_assets.develop.data import DATA_FILE, read_data
 from llmops_assets.develop.directory import replace_file, whole_directory
+from llmops_assets.develop.history import HISTORY_FILE
 from llmops_assets.develop.tokenizer import BEGIN, END, PAD, build_tokenizer, save_tokenizer
-from llmops_assets.errors import LLMOpsError, ToolError
+from llmops_assets.errors import DataError, LLMOpsError, ToolError
 from llmops_assets.spec import TrainedWeights
 from llmops_assets.tools import report_progress
 
-HISTORY_FILE = "history.json"
 RUN_FILE = "run.json"
 STATE_FILE = "state.safetensors"
 
@@ -88,7 +88,7 @@ def train(
 
     Raises:
         ToolError: `work` belongs to another training, or the loss is no longer finite.
-        LLMOpsError: the data are not valid, or a row is longer than `max_tokens`.
+        DataError: the data are not valid, or a row is longer than `max_tokens`.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(parameters.seed)
@@ -164,7 +164,7 @@ def _encode(
     lengths = np.array([len(encoding.ids) for encoding in whole])
     if lengths.max() > max_tokens:
         row = int(lengths.argmax())
-        raise LLMOpsError(
+        raise DataError(
             f"Row {row + 1} of the training data is longer than the model may be asked",
             expected=f"at most {max_tokens} tokens, prompt, completion and special tokens",
             found=f"{lengths[row]} tokens in {prompts[row]!r}",

@@ -24,6 +24,8 @@ production_route = dg.AssetSpec(
     owners=SRE,
     kinds={"envoy"},
     partitions_def=MODELS,
+    # Releases of one model change one route; which did is in the event.
+    deps=[dg.AssetDep("production_deployment", partition_mapping=dg.AllPartitionMapping())],
 )
 
 

@@ -17,6 +17,8 @@ def roll_back(
 ) -> Route:
     """Gives production's traffic to the release that served before, and records why.
 
+    Repeated after a gateway that did not answer, it applies the route recorded then.
+
     Raises:
         LifecycleOrderError: no earlier release is warm, or its slot does not serve it.
         RefConflictError: somebody else changed the route meanwhile.
@@ -25,6 +27,14 @@ def roll_back(
     detected = datetime.now(UTC)
     route, _ = routes.current(Environment.PRODUCTION, model)
     previous = None if route is None else warm(route)
+    if (
+        route is not None
+        and route.serving is not None
+        and previous is None
+        and model in routes.differences(Environment.PRODUCTION)
+    ):
+        routes.reconcile()
+        return route
     if route is None or route.serving is None or previous is None:
         raise LifecycleOrderError(
             f"There is nothing to roll {model} back to",

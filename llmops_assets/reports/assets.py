@@ -22,7 +22,7 @@ ROWS_SHOWN = 50
     group_name=GROUP,
     owners=SRE,
     kinds={"json"},
-    deps=["packaged_model", "production_deployment", "removed_version"],
+    deps=["removed_version"],
 )
 @explained()
 def audit_record(
@@ -50,7 +50,7 @@ def audit_record(
     group_name=GROUP,
     owners=SRE,
     kinds={"pandas", "parquet"},
-    deps=["evaluation", "engine_validation", "production_deployment", "service_metrics", "archive"],
+    deps=["removed_version"],
 )
 @explained()
 def lifecycle_metrics(

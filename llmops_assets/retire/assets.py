@@ -33,7 +33,7 @@ AFTERWARDS = ("archive", "removed_version", "audit_record")
     owners=["team:sre"],
     kinds={"envoy"},
     # Order only: a release that failed before production can be retired as well.
-    deps=["production_deployment"],
+    deps=["incidents"],
     pool=PRODUCTION_POOL,
 )
 @explained()

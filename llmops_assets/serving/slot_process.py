@@ -19,6 +19,7 @@ import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -179,11 +180,10 @@ def verify(slot_directory: Path, slot: SlotFile) -> None:
         )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Verifies the slot, then becomes its Triton server; returns only when it refuses."""
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Verifies the slot, then becomes its Triton server; exits with a code when it refuses."""
     if len(arguments) != 1:
-        print("usage: python -m llmops_assets.serving.slot_process SLOT_DIRECTORY", file=sys.stderr)
-        return 2
+        sys.exit("usage: python -m llmops_assets.serving.slot_process SLOT_DIRECTORY")
     slot_directory = Path(arguments[0]).resolve()
     try:
         slot = read_slot(slot_directory)
@@ -197,7 +197,7 @@ def main(arguments: Sequence[str]) -> int:
         verify(slot_directory, slot)
     except LLMOpsError as error:
         print(f"refused: {error}", file=sys.stderr, flush=True)
-        return EXIT_REFUSED
+        sys.exit(EXIT_REFUSED)
     try:
         command, environment = server_command(
             slot_directory / REPOSITORY,
@@ -205,8 +205,7 @@ def main(arguments: Sequence[str]) -> int:
             backend_directory(get_settings().state),
         )
     except LLMOpsError as error:
-        print(f"cannot start: {error}", file=sys.stderr, flush=True)
-        return 1
+        sys.exit(f"cannot start: {error}")
     remove_leftovers(slot_directory / REPOSITORY)
     deployment = slot.deployment
     print(f"verified {deployment.release} version {deployment.version}", flush=True)
@@ -283,4 +282,4 @@ def _sync_directory(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

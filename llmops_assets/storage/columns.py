@@ -217,14 +217,15 @@ class Columns:
         made = Result.model_validate(self.store.record(record))
         if not self._intact(made):
             return None
+        if made.release == release:
+            return made  # by a run of this release that was killed before it published
         now = datetime.now(UTC)
         return made.model_copy(
             update={
                 "release": release,
                 "started": now,
                 "finished": now,
-                # The release that made it may be this one, killed before it published.
-                "reused_from": made.release if made.release != release else None,
+                "reused_from": made.release,
             }
         )
 

@@ -1,0 +1,291 @@
+"""Doubles of the parts that need a machine: slots, gateway, registry, metrics.
+
+Each keeps the state that its protocol speaks of and refuses what the protocol forbids, so
+that a caller who breaks the contract fails here as well.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
+
+from llmops_assets.develop.registry import RELEASE_TAG, LossPoint, Registered
+from llmops_assets.errors import GatewayError, SlotError
+from llmops_assets.serving.metrics import Latency, ServiceSample
+from llmops_assets.serving.routes import Route, Routes, RouteTarget
+from llmops_assets.serving.slots import Deployment, Endpoint, Environment, Slot, SlotState
+from llmops_assets.storage.store import Artifact, Store
+
+Respond = Callable[[str, dict[str, Any]], tuple[int, Any]]
+"""From a request's path and JSON body to a status and a JSON body; a string is sent as it is."""
+
+
+class HttpDouble:
+    """A double of any JSON server: a real one on loopback, whose answers the test decides."""
+
+    def __init__(self, respond: Respond) -> None:
+        self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
+        double = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                content = self.rfile.read(int(self.headers["Content-Length"]))
+                body = json.loads(content)
+                double.requests.append((self.path, body, dict(self.headers)))
+                status, answer = respond(self.path, body)
+                payload = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Tests are quiet."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        return self._server.server_address[1]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=10)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class FakeSlots:
+    """A double of `Slots`: each slot that was ever started has an HTTP server that answers.
+
+    `answers` is what every slot says to a prompt; a prompt that is not in it gets an error.
+    """
+
+    def __init__(self, store: Store, answers: Mapping[str, str]) -> None:
+        self.answers = dict(answers)
+        self.calls: list[tuple[str, str]] = []
+        self.broken: set[Slot] = set()
+        """Slots that do not become ready."""
+        self._store = store
+        self._held: dict[Slot, Deployment] = {}
+        self._running: set[Slot] = set()
+        self._servers: dict[Slot, HttpDouble] = {}
+
+    def start(self, slot: Slot, package: Artifact, deployment: Deployment) -> Endpoint:
+        assert package.digest == deployment.package, "the slot is told of another package"
+        self._store.open(package.digest)
+        if self._held.get(slot) == deployment and slot in self._running:
+            return self._endpoint(slot)
+        self.calls.append(("start", str(slot)))
+        self._held[slot] = deployment
+        self._running.discard(slot)
+        if slot in self.broken:
+            raise SlotError(f"The server of slot {slot} ended while it loaded", cure="read its log")
+        if slot not in self._servers:
+            self._servers[slot] = HttpDouble(lambda path, body: self._answer(slot, path, body))
+        self._running.add(slot)
+        return self._endpoint(slot)
+
+    def state(self, slot: Slot) -> SlotState:
+        held = self._held.get(slot)
+        return SlotState(
+            slot,
+            held,
+            None if held is None or slot not in self._servers else self._endpoint(slot),
+            slot in self._running,
+        )
+
+    def drain(self, slot: Slot) -> None:
+        self.calls.append(("drain", str(slot)))
+
+    def stop(self, slot: Slot) -> None:
+        if slot in self._running:
+            assert self.calls[-1:] == [("drain", str(slot))], f"{slot} was not drained first"
+        self.calls.append(("stop", str(slot)))
+        self._running.discard(slot)
+
+    def clear(self, slot: Slot) -> None:
+        self.calls.append(("clear", str(slot)))
+        self._running.discard(slot)
+        self._held.pop(slot, None)
+
+    def slots(self, environment: Environment, model: str) -> tuple[SlotState, ...]:
+        return tuple(
+            self.state(slot)
+            for slot in sorted(self._held, key=str)
+            if (slot.environment, slot.model) == (environment, model)
+        )
+
+    def crash(self, slot: Slot) -> None:
+        """The server is gone, and nobody asked for it."""
+        self._running.remove(slot)
+
+    def close(self) -> None:
+        for server in self._servers.values():
+            server.close()
+
+    def _endpoint(self, slot: Slot) -> Endpoint:
+        port = self._servers[slot].port
+        return Endpoint("127.0.0.1", port, port, port)
+
+    def _answer(self, slot: Slot, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if slot not in self._running or path != f"/v2/models/{slot.model}/generate":
+            return 404, {"error": f"{slot} does not serve {path}"}
+        return generated(self.answers, body["text_input"], self._held[slot].version)
+
+
+class FakeGateway:
+    """A double of `Gateway`, with an address that answers for whatever is routed.
+
+    `answers` is what clients get through it, whichever slot is behind.
+    """
+
+    def __init__(self, answers: Mapping[str, str]) -> None:
+        self.answers = dict(answers)
+        self.down = False
+        self.refuses = False
+        self.applied_routes: dict[Environment, dict[str, Route]] = {
+            environment: {} for environment in Environment
+        }
+        self._lock = threading.RLock()
+        self._held = False
+        self._server = HttpDouble(self._answer)
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    def apply(self, environment: Environment, routes: Mapping[str, Route]) -> None:
+        assert self._held, "routes are read and applied under the gateway's lock"
+        self._reach()
+        if self.refuses:
+            raise GatewayError("The gateway refused the routes", cure="read its log")
+        self.applied_routes[environment] = dict(routes)
+
+    def applied(self, environment: Environment) -> Mapping[str, int]:
+        self._reach()
+        routes = self.applied_routes[environment]
+        return {model: route.generation for model, route in routes.items()}
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        with self._lock:
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
+
+    def serving(self, model: str) -> RouteTarget | None:
+        """Where production's traffic really goes."""
+        route = self.applied_routes[Environment.PRODUCTION].get(model)
+        return None if route is None else route.serving
+
+    def close(self) -> None:
+        self._server.close()
+
+    def _reach(self) -> None:
+        if self.down:
+            raise GatewayError("The gateway does not answer", cure="start it with `llmops up`")
+
+    def _answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        model = path.split("/")[3]
+        serving = self.serving(model)
+        if serving is None:
+            return 404, {"error": f"no route for {path}"}
+        return generated(self.answers, body["text_input"], serving.version)
+
+
+class FakeRegistry:
+    """A double of `ModelRegistry` in memory; versions count from 1 in each model."""
+
+    def __init__(self) -> None:
+        self.versions: dict[str, dict[str, Registered]] = {}
+
+    def log_training(
+        self, model: str, release: str, parameters: Mapping[str, Any], history: Sequence[LossPoint]
+    ) -> str:
+        return f"http://registry.invalid/{model}/{release}"
+
+    def log_evaluation(self, model: str, release: str, metrics: Mapping[str, float]) -> str:
+        return f"http://registry.invalid/{model}/{release}"
+
+    def register(
+        self, model: str, release: str, tags: Mapping[str, str], manifest: Mapping[str, Any]
+    ) -> Registered:
+        versions = self.versions.setdefault(model, {})
+        if release not in versions:
+            versions[release] = Registered(
+                model=model,
+                version=len(versions) + 1,
+                tags={**tags, RELEASE_TAG: release},
+                url=f"http://registry.invalid/{model}/versions/{len(versions) + 1}",
+            )
+        return versions[release]
+
+    def find(self, model: str, release: str) -> Registered | None:
+        return self.versions.get(model, {}).get(release)
+
+
+class FakeMetrics:
+    """A double of `Metrics`: the numbers a test sets, for whatever the routes say serves."""
+
+    def __init__(self, routes: Routes) -> None:
+        self.requests = 100
+        self.failures = 0
+        self.p99 = 0.1
+        self._routes = routes
+
+    def sample(self, environment: Environment, model: str) -> ServiceSample:
+        return self.samples(environment, model)[0]
+
+    def samples(self, environment: Environment, model: str) -> tuple[ServiceSample, ...]:
+        route, _ = self._routes.current(environment, model)
+        return tuple(
+            ServiceSample(
+                time=datetime.now(UTC),
+                environment=environment,
+                model=model,
+                generation=route.generation,
+                release=target.release,
+                version=target.version,
+                weight=target.weight,
+                requests=self.requests,
+                failures=self.failures,
+                latency_seconds=Latency(p50=self.p99, p95=self.p99, p99=self.p99),
+            )
+            for target in (() if route is None else route.targets)
+            if route is not None and target.weight > 0
+        )
+
+
+def generated(answers: Mapping[str, str], prompt: str, version: int) -> tuple[int, Any]:
+    """What Triton's generate extension answers."""
+    if prompt not in answers:
+        return 400, {"error": f"no answer to {prompt!r}"}
+    return 200, {"text_output": answers[prompt], "model_version": str(version)}

@@ -1,0 +1,163 @@
+"""A platform on a folder and doubles, and releases brought to a stage without any tool."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llmops_assets.build.packaging import PACKAGE_MEDIA_TYPE
+from llmops_assets.develop.registration import Registration
+from llmops_assets.develop.specs import SpecSource
+from llmops_assets.evidence.gates import BUILT, Gate
+from llmops_assets.evidence.verdicts import Judgement, Verdict, record_verdict
+from llmops_assets.platform import SPEC_FILE, Platform
+from llmops_assets.serving.slots import Deployment
+from llmops_assets.settings import Settings
+from llmops_assets.spec import ModelSpec, canonical, parse_spec
+from llmops_assets.storage.artifacts import digests
+from llmops_assets.storage.columns import Action, Result, Workshop
+from llmops_assets.tools import ToolRunner
+
+from .fakes import FakeGateway, FakeMetrics, FakeRegistry, FakeSlots
+
+MODEL = "parrot"
+SPEC = """\
+name: parrot
+use_case: Repeats in tests what it is told to say.
+owner: team:tests
+metrics: [exact_match]
+constraints: {max_input_tokens: 64, max_output_tokens: 12}
+weights: {source: path, path: checkpoint}
+data: {source: files, training: training.jsonl, evaluation: evaluation.jsonl}
+engine: {toolchain: onnxruntime_genai}
+serving: {known_answers: [{prompt: hello, answer: world}, {prompt: ping, answer: pong}]}
+gates:
+  accuracy: {exact_match: 0.9, every_slice: 0.8}
+  engine_accuracy: {exact_match: 0.9}
+"""
+ANSWERS = {"hello": "world", "ping": "pong"}
+PASSED = Judgement(passed=True, measured={}, threshold={}, reason="for the test")
+FAILED = PASSED.model_copy(update={"passed": False, "reason": "the test says so"})
+
+
+class PlatformOnDoubles(Platform):
+    """The platform with a real store and routes, and doubles of all that needs a machine."""
+
+    @cached_property
+    def slots(self) -> FakeSlots:
+        return FakeSlots(self.store, ANSWERS)
+
+    @cached_property
+    def gateway(self) -> FakeGateway:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return FakeGateway(ANSWERS)
+
+    @property
+    def gateway_url(self) -> str:
+        return self.gateway.url
+
+    @cached_property
+    def registry(self) -> FakeRegistry:
+        return FakeRegistry()
+
+    @cached_property
+    def metrics(self) -> FakeMetrics:
+        return FakeMetrics(self.routes)
+
+
+class Rig:
+    """A platform in a folder, with shortcuts to bring a release somewhere."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.models = root / "models"
+        self.models.mkdir(parents=True)
+        self.write_spec(SPEC)
+        self.platform = PlatformOnDoubles(
+            Settings(state=root / "state", models=self.models, http_timeout_seconds=5)
+        )
+
+    def write_spec(self, text: str) -> None:
+        (self.models / f"{MODEL}.yaml").write_text(text)
+
+    def publish(
+        self,
+        release: str,
+        asset: str,
+        files: Mapping[str, str | bytes],
+        media_type: str = "application/vnd.llmops.test",
+        facts: Mapping[str, Any] | None = None,
+    ) -> Result:
+        """Publishes files as what an asset of a release made."""
+
+        def make(workshop: Workshop) -> Mapping[str, Any]:
+            for name, content in files.items():
+                path = workshop.output / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content.encode() if isinstance(content, str) else content)
+            return facts or {}
+
+        contents = {name: repr(content) for name, content in files.items()}
+        action = Action(asset, media_type, parameters={"files": contents, "release": release})
+        return self.platform.columns.produce(release, action, make)
+
+    def freeze(self, release: str, text: str = SPEC, requested_by: str = "ada") -> ModelSpec:
+        """Publishes a model_spec."""
+        spec = parse_spec(text, "test")
+        source = SpecSource(file="models/parrot.yaml", commit="c" * 40, changed=False)
+        self.publish(
+            release,
+            "model_spec",
+            {SPEC_FILE: json.dumps(canonical(spec)), "source.json": source.model_dump_json()},
+            facts={"requested_by": requested_by},
+        )
+        self.platform.columns.enlist(spec.name, release)
+        return spec
+
+    def build(self, release: str, version: int, text: str = SPEC) -> None:
+        """Brings a release to the end of Build, every gate passed."""
+        self.freeze(release, text)
+        for asset in ("training_data", "evaluation_data", "checkpoint", "evaluation"):
+            self.publish(release, asset, {"content": f"{asset} of {release}"})
+        for asset in ("converted_weights", "engine", "engine_validation"):
+            self.publish(release, asset, {"content": f"{asset} of {release}"})
+        self.publish(
+            release,
+            "packaged_model",
+            {"repository/parrot/config.pbtxt": 'name: "parrot"', "content": release},
+            PACKAGE_MEDIA_TYPE,
+        )
+        self.platform.columns.record(
+            release,
+            Action("registered_model", "application/vnd.llmops.registration.v1"),
+            Registration(model=MODEL, version=version, tags={}),
+            datetime.now(UTC),
+        )
+        self.judge(release, BUILT, PASSED)
+
+    def judge(self, release: str, gates: Iterable[Gate], judgement: Judgement) -> list[Verdict]:
+        """Records a verdict of each gate about what the release has published."""
+        column = digests(self.platform.column(release))
+        spec = self.platform.spec(release)
+        return [
+            record_verdict(self.platform.store, release, gate, spec, judgement, column, "run")
+            for gate in gates
+        ]
+
+    def deployment(self, release: str, version: int) -> Deployment:
+        """What a slot is told that gets the release."""
+        package = self.platform.columns.get(release, "packaged_model").artifact
+        return Deployment(package, release, version)
+
+    def close(self) -> None:
+        for part in ("slots", "gateway"):
+            if part in vars(self.platform):
+                vars(self.platform)[part].close()
+
+
+def tool_runner(folder: Path) -> ToolRunner:
+    """A runner with its work folder and log below `folder`."""
+    return ToolRunner(work=folder / "work", log=folder / "tool.log", timeout_seconds=60)
