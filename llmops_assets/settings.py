@@ -128,5 +128,5 @@ def get_settings() -> Settings:
                 f"LLMOPS_{detail['loc'][0]}".upper() + f"={detail['input']}: {detail['msg']}"
                 for detail in error.errors()
             ),
-            cure="correct or unset these variables; `llmops settings` says what each means",
+            cure="correct or unset these variables",
         ) from error

@@ -194,18 +194,10 @@ def test_no_secret_reaches_a_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_tool_has_the_default_signals_and_no_input(tmp_path: Path) -> None:
     """A pipeline inside a tool ends by SIGPIPE; Python ignores it and would pass that on."""
-    code = """
-        import signal, sys
-        from pathlib import Path
-        status = dict(line.split(":\\t") for line in Path("/proc/self/status").open() if ":\\t" in line)
-        Path("ignored").write_text(status["SigIgn"].strip())
-        assert sys.stdin.read() == ""
-    """
-    run(tmp_path, ["/bin/sh", "-c", "grep SigIgn /proc/self/status > ignored; read line; true"])
+    run(tmp_path, ["/bin/sh", "-c", "grep SigIgn /proc/self/status > ignored; read line || true"])
     ignored = int((tmp_path / "work" / "ignored").read_text().split()[1], 16)
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT):
         assert not ignored & (1 << (number - 1)), number.name
-    run(tmp_path, python(code))
 
 
 def test_second_run_in_a_work_folder_is_refused(

@@ -1,0 +1,202 @@
+"""`require` decides alone: it must say no to everything but the exact passed verdict."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from llmops_assets.errors import ArtifactCorruptError, GateRefusedError
+from llmops_assets.evidence import gates as all_gates
+from llmops_assets.evidence.gates import ACCURACY, BUILT, CHECKPOINT_SAFE, PROVEN, Gate
+from llmops_assets.evidence.verdicts import (
+    Judgement,
+    policy_digest,
+    record_verdict,
+    require,
+    verdicts,
+)
+from llmops_assets.spec import ModelSpec, parse_spec
+from llmops_assets.storage.folder import FolderStore
+from llmops_assets.storage.store import digest_of
+
+from ..release_rig import SPEC
+
+RELEASE = "parrot.v1"
+PARROT = parse_spec(SPEC, "test")
+DIGESTS = {
+    asset: digest_of(asset.encode()) for gate in PROVEN for asset in gate.subjects
+}  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "store")
+
+
+def judgement(passed: bool, reason: str = "because") -> Judgement:
+    return Judgement(passed=passed, measured={"x": 1}, threshold={"x": 2}, reason=reason)
+
+
+def judge(
+    store: FolderStore, gate: Gate, passed: bool = True, spec: ModelSpec = PARROT, **other: str
+) -> None:
+    record_verdict(store, RELEASE, gate, spec, judgement(passed), {**DIGESTS, **other}, "run")
+
+
+def refused(
+    store: FolderStore, *gates: Gate, spec: ModelSpec = PARROT, digests: dict[str, str] = DIGESTS
+) -> GateRefusedError:
+    with pytest.raises(GateRefusedError) as caught:
+        require(store, RELEASE, gates, spec, digests)
+    return caught.value
+
+
+def test_passed_verdict_about_these_bytes_lets_go_on(store: FolderStore) -> None:
+    """And the caller learns what it rests on, for the audit."""
+    judge(store, ACCURACY)
+    judge(store, CHECKPOINT_SAFE)
+    accepted = require(store, RELEASE, [ACCURACY, CHECKPOINT_SAFE], PARROT, DIGESTS)
+    assert [verdict.gate for verdict in accepted] == ["accuracy", "checkpoint_safe"]
+    assert accepted[0].subjects == {asset: DIGESTS[asset] for asset in ACCURACY.subjects}
+
+
+def test_missing_verdict_is_refused(store: FolderStore) -> None:
+    """No verdict is not a good verdict; nor is that of another release."""
+    record_verdict(store, "parrot.v2", ACCURACY, PARROT, judgement(True), DIGESTS, "run")
+    error = refused(store, ACCURACY)
+    assert "accuracy: no verdict" in str(error)
+    assert error.cure == "run the checks of evaluation for parrot.v1"
+
+
+def test_failed_verdict_is_refused_with_the_gates_own_cure(store: FolderStore) -> None:
+    """Running the check again does not help; what to do is the gate's to say."""
+    judge(store, ACCURACY, passed=False)
+    error = refused(store, ACCURACY)
+    assert "accuracy: failed: because" in str(error)
+    assert error.cure == ACCURACY.next_action
+
+
+def test_newest_verdict_wins_both_ways(store: FolderStore) -> None:
+    """A gate judged again replaces what it said, for better and for worse."""
+    judge(store, ACCURACY, passed=False)
+    judge(store, ACCURACY, passed=True)
+    require(store, RELEASE, [ACCURACY], PARROT, DIGESTS)
+    judge(store, ACCURACY, passed=False)
+    assert "failed" in str(refused(store, ACCURACY))
+    assert verdicts(store, RELEASE)["accuracy"].passed is False
+
+
+@pytest.mark.parametrize("subject", ACCURACY.subjects)
+def test_verdict_about_other_bytes_is_refused(store: FolderStore, subject: str) -> None:
+    """An old pass must not clear a rebuilt artifact, whichever of the subjects it is."""
+    other = digest_of(b"other")
+    judge(store, ACCURACY, **{subject: other})
+    message = str(refused(store, ACCURACY))
+    assert subject in message
+    assert other in message
+    assert DIGESTS[subject] in message
+
+
+def test_subject_that_is_not_in_hand_is_refused(store: FolderStore) -> None:
+    """A caller who cannot say which bytes are to go on gets no yes."""
+    judge(store, ACCURACY)
+    partial = {asset: digest for asset, digest in DIGESTS.items() if asset != "evaluation"}
+    assert "evaluation is not in hand" in str(refused(store, ACCURACY, digests=partial))
+
+
+def test_edited_threshold_makes_the_verdict_stale(store: FolderStore) -> None:
+    """In both directions: a verdict is about one policy, and judging again is cheap."""
+    judge(store, ACCURACY)
+    stricter = parse_spec(SPEC.replace("exact_match: 0.9, e", "exact_match: 0.95, e"), "test")
+    laxer = parse_spec(SPEC.replace("every_slice: 0.8", "every_slice: 0.1"), "test")
+    for spec in (stricter, laxer):
+        error = refused(store, ACCURACY, spec=spec)
+        assert "another policy" in str(error)
+        assert error.cure == "run the checks of evaluation for parrot.v1"
+    elsewhere = parse_spec(SPEC.replace("engine_accuracy: {exact_match: 0.9}",
+                                        "engine_accuracy: {exact_match: 0.5}"), "test")  # fmt: skip
+    require(store, RELEASE, [ACCURACY], elsewhere, DIGESTS)
+
+
+def test_new_way_of_judging_makes_the_verdict_stale(store: FolderStore) -> None:
+    """A bug mended in a gate must not leave the verdicts that it let pass."""
+    judge(store, ACCURACY)
+    assert "another policy" in str(refused(store, replace(ACCURACY, version=2)))
+
+
+def test_all_objections_are_named_with_their_cures(store: FolderStore) -> None:
+    """At night one wants the whole list, not one refusal after the other."""
+    judge(store, ACCURACY, passed=False)
+    judge(store, CHECKPOINT_SAFE, checkpoint=digest_of(b"other"))
+    error = refused(store, *BUILT)
+    for gate in BUILT:
+        assert f"{gate.name}: " in str(error.found)
+        expected = gate.next_action if gate is ACCURACY else f"run the checks of {gate.asset}"
+        assert expected in error.cure
+
+
+def blob_of_verdict(store: FolderStore) -> Path:
+    (entry,) = store.log(f"verdicts/{RELEASE}")
+    return store.root / "blobs" / entry.digest.replace(":", "/")
+
+
+def test_tampered_record_is_detected(store: FolderStore) -> None:
+    """A failed verdict edited into a passed one on disk must not open the gate."""
+    judge(store, ACCURACY, passed=False)
+    blob = blob_of_verdict(store)
+    blob.chmod(0o600)
+    blob.write_bytes(blob.read_bytes().replace(b'"passed":false', b'"passed":true'))
+    with pytest.raises(ArtifactCorruptError, match="damaged"):
+        require(store, RELEASE, [ACCURACY], PARROT, DIGESTS)
+
+
+def test_verdict_binds_subjects_only(store: FolderStore) -> None:
+    """Bytes that a gate never looked at are not cleared by it."""
+    judge(store, CHECKPOINT_SAFE)
+    assert verdicts(store, RELEASE)["checkpoint_safe"].subjects == {
+        "checkpoint": DIGESTS["checkpoint"]
+    }
+
+
+def test_policies_of_all_gates_differ() -> None:
+    """One gate's verdict must never pass for another's."""
+    gates = [gate for gate in vars(all_gates).values() if isinstance(gate, Gate)]
+    assert len({gate.name for gate in gates}) == len(gates)
+    assert len({policy_digest(gate, PARROT) for gate in gates}) == len(gates)
+
+
+subjects = st.lists(st.sampled_from(["passed", "failed", "other", "policy", "none"]), max_size=5)
+
+
+@given(st.lists(subjects, min_size=3, max_size=3))
+@hypothesis_settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_yes_needs_every_newest_verdict_to_be_right(
+    tmp_path_factory: pytest.TempPathFactory, histories: list[list[str]]
+) -> None:
+    """Whatever was recorded before, in any order, only the last word of each gate counts."""
+    store = FolderStore(tmp_path_factory.mktemp("verdicts"))
+    chosen = (ACCURACY, CHECKPOINT_SAFE, all_gates.PARITY)
+    stale = parse_spec(SPEC.replace("accuracy: {exact_match: 0.9, e", "accuracy: {exact_match: 1, e"),
+                       "test")  # fmt: skip
+    for gate, history in zip(chosen, histories, strict=True):
+        for kind in history:
+            if kind == "policy":
+                judge(store, replace(gate, version=9), spec=stale)
+            elif kind == "other":
+                judge(store, gate, **{gate.subjects[0]: digest_of(b"other")})
+            elif kind != "none":
+                judge(store, gate, passed=kind == "passed")
+    last = [next((k for k in reversed(h) if k != "none"), "none") for h in histories]
+    if all(kind == "passed" for kind in last):
+        assert len(require(store, RELEASE, chosen, PARROT, DIGESTS)) == 3
+    else:
+        message = str(refused(store, *chosen))
+        for gate, kind in zip(chosen, last, strict=True):
+            assert (f"{gate.name}: " in message) == (kind != "passed")
