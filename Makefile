@@ -56,5 +56,6 @@ format: $(INSTALLED)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-clean: down
+clean:
+	@test ! -x $(BIN)/llmops || $(BIN)/llmops down
 	rm -rf $(VENV)

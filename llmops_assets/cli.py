@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from llmops_assets import __version__
+from llmops_assets.develop.specs import resolve_commit
 from llmops_assets.errors import LLMOpsError
 from llmops_assets.release import Release
 from llmops_assets.settings import Settings, get_settings
@@ -20,6 +21,8 @@ from llmops_assets.spec import json_schema, read_spec
 
 EXIT_FAILED = 1
 EXIT_ERROR = 2
+EXIT_UNKNOWN = 3
+"""The run was submitted, but its outcome is not known."""
 EXIT_INTERRUPTED = 130
 
 
@@ -173,15 +176,23 @@ def release(
 
     It costs only what changed since earlier releases. With a RELEASE that failed half-way
     it goes on where that stopped. Exit code 0: in staging; 1: a gate or a step failed;
-    2: it could not be submitted.
+    2: it could not be submitted; 3: it was, but Dagster stopped answering.
     """
     from llmops_assets.local import releasing
 
+    if "/" in model_or_release or model_or_release.endswith((".yaml", ".yml")):
+        raise click.UsageError(
+            f"{model_or_release} is a file; name the model, as {Path(model_or_release).stem}"
+        )
     if "." in model_or_release:
         key = Release.parse(model_or_release).key
+    elif commit is not None and url is None:
+        # Named after the commit, so that asking twice makes one release.
+        revision = resolve_commit(get_settings().models, commit)
+        key = Release.from_commit(model_or_release, revision).key
     else:
         key = Release.by_hand(model_or_release, datetime.now(UTC)).key
-        if commit is None and url is None:
+        if url is None:
             # A mistake in the spec is found before a run is queued.
             read_spec(get_settings().models / f"{model_or_release}.yaml")
     client = _client(url, token)
@@ -275,8 +286,11 @@ def rollback(model: str, reason: str) -> None:
     """
     from llmops_assets.local import releasing
 
-    serving = releasing.roll_back_now(get_settings(), model, getpass.getuser(), reason)
-    click.echo(f"{serving} serves {model} again")
+    route = releasing.roll_back_now(get_settings(), model, getpass.getuser(), reason)
+    click.echo(f"{route.serving.release if route.serving else 'nothing'} serves {model} again")
+    # The route has moved, whatever comes of showing it.
+    if (problem := releasing.show_route(get_settings(), route)) is not None:
+        click.echo(f"warning: Dagster does not show it: {problem}", err=True)
 
 
 @main.command()
@@ -303,6 +317,10 @@ def _exit_with(client: Any, run: str, success: str) -> NoReturn:
             err=True,
         )
         sys.exit(EXIT_INTERRUPTED)
+    except LLMOpsError as error:
+        click.echo(f"lost sight of the run, which may go on: {client.run_url(run)}", err=True)
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_UNKNOWN)
     if outcome.succeeded:
         click.echo(success)
         sys.exit(0)

@@ -20,6 +20,11 @@ from llmops_assets.partitions import RELEASES
 REPOSITORY = "__repository__"
 POLL_SECONDS = 0.5
 EVENTS_PER_PAGE = 500
+PATIENCE_SECONDS = 60.0
+WAITING = {
+    "QUEUED": "queued; if it stays so, look whether `llmops status` shows the daemon ready",
+    "STARTING": "starting",
+}
 FINAL_STATUSES = ("SUCCESS", "FAILURE", "CANCELED")
 
 ADD_PARTITION = """
@@ -153,34 +158,54 @@ class DagsterClient:
     def follow(self, run: str, tell: Callable[[str], None]) -> Outcome:
         """Waits for a run's end and tells what it does.
 
+        A server that is too busy to answer for a while does not end the waiting.
+
         Args:
-            tell: gets a line for each step, check and report of progress.
+            tell: gets a line for each change of state, step, check and report of progress.
 
         Raises:
-            StackError: Dagster does not answer; the run itself may go on.
+            StackError: Dagster did not answer for a minute; the run itself may go on.
         """
         cursor: str | None = None
         failures: list[str] = []
+        told: str | None = None
+        answered = time.monotonic()
         while True:
-            # The status first: events that come after it belong to the next round.
-            status = self._call(STATUS, {"run": run})["runOrError"].get("status")
-            more = True
-            while more:
-                page = self._call(EVENTS, {"run": run, "after": cursor, "limit": EVENTS_PER_PAGE})[
-                    "logsForRun"
-                ]
-                if page["__typename"] != "EventConnection":
-                    raise self._refused(f"to show the run {run}", page)
-                cursor, more = page["cursor"], page["hasMore"]
-                for event in page["events"]:
-                    failure, line = _read(event)
-                    if failure is not None:
-                        failures.append(failure)
-                    if line is not None:
-                        tell(line)
+            try:
+                # The status first: events that come after it belong to the next round.
+                status = self._call(STATUS, {"run": run})["runOrError"].get("status")
+                cursor = self._tell_events(run, cursor, failures, tell)
+            except StackError:
+                if time.monotonic() - answered > PATIENCE_SECONDS:
+                    raise
+                time.sleep(POLL_SECONDS)
+                continue
+            answered = time.monotonic()
             if status in FINAL_STATUSES:
                 return Outcome(run, status == "SUCCESS", tuple(dict.fromkeys(failures)))
+            if status != told and status in WAITING:
+                tell(f"  {WAITING[status]}")
+            told = status
             time.sleep(POLL_SECONDS)
+
+    def _tell_events(
+        self, run: str, cursor: str | None, failures: list[str], tell: Callable[[str], None]
+    ) -> str | None:
+        """Tells the events after `cursor`. Returns the cursor to go on from."""
+        more = True
+        while more:
+            variables = {"run": run, "after": cursor, "limit": EVENTS_PER_PAGE}
+            page = self._call(EVENTS, variables)["logsForRun"]
+            if page["__typename"] != "EventConnection":
+                raise self._refused(f"to show the run {run}", page)
+            cursor, more = page["cursor"], page["hasMore"]
+            for event in page["events"]:
+                failure, line = _read(event)
+                if failure is not None:
+                    failures.append(failure)
+                if line is not None:
+                    tell(line)
+        return cursor
 
     def run_url(self, run: str) -> str:
         """The run's page."""

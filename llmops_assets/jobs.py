@@ -63,10 +63,7 @@ def roll_back_route(
 ) -> None:
     """Gives production's traffic back to the release that is still warm."""
     with explained():
-        route = roll_back(
-            platform.store, platform.routes, platform.slots,
-            config.model, config.actor, config.reason,
-        )  # fmt: skip
+        route = roll_back(platform, config.model, config.actor, config.reason)
     context.instance.add_dynamic_partitions(str(MODELS.name), [route.model])
     context.log_event(route_event(route))
 

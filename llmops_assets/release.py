@@ -76,6 +76,11 @@ class Release:
         return cls(model, f"g{commit[:12]}")
 
     @property
+    def commit(self) -> str | None:
+        """The first 12 digits of the commit that it was made from; None for other origins."""
+        return self.origin[1:] if self.origin.startswith("g") else None
+
+    @property
     def key(self) -> str:
         return f"{self.model}.{self.origin}"
 

@@ -28,6 +28,11 @@ class Settings(BaseSettings):
         default=Path("models"),
         description="Folder of model specs, `<name>.yaml` each.",
     )
+    sources: Path | None = Field(
+        default=None,
+        description="Folder that specs may take weights and data from, beside the one that "
+        "holds the folder of specs.",
+    )
     host: str = Field(
         default="127.0.0.1",
         description="Address that local servers bind. Loopback, as none of them authenticates.",
@@ -70,11 +75,11 @@ class Settings(BaseSettings):
         default=2, ge=1, description="CPU threads of one training, evaluation or serving process."
     )
 
-    @field_validator("state", "models")
+    @field_validator("state", "models", "sources")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
+    def _absolute(cls, value: Path | None) -> Path | None:
         # Servers run with other working directories than the person who set this.
-        return value.expanduser().resolve()
+        return None if value is None else value.expanduser().resolve()
 
     @property
     def store(self) -> Path:

@@ -33,6 +33,14 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     rig.close()
 
 
+@pytest.fixture
+def packages(rig: Rig) -> None:
+    """Packages of three releases, as little as delivery needs of them."""
+    for version in (1, 2, 3):
+        rig.freeze(f"parrot.v{version}")
+        rig.publish(f"parrot.v{version}", "packaged_model", {"package": f"{version}"})
+
+
 @pytest.fixture(scope="session")
 def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real MLflow server of the test session's own."""
@@ -74,7 +82,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """Ends the server with its workers, which are its children."""
     import psutil
 
-    family = [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+    family = (
+        [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+    )
     process.terminate()
     try:
         process.wait(10)

@@ -45,7 +45,7 @@ class HttpDouble:
                 self.end_headers()
                 self.wfile.write(payload)
 
-            def log_message(self, format: str, *args: Any) -> None:
+            def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
                 """Tests are quiet."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -123,13 +123,17 @@ class FakeSlots:
     def drain(self, slot: Slot) -> None:
         self.calls.append(("drain", str(slot)))
 
-    def stop(self, slot: Slot) -> None:
+    def stop(self, slot: Slot, deployment: Deployment) -> None:
+        if self._held.get(slot) != deployment:
+            return
         if slot in self._running:
             assert self.calls[-1:] == [("drain", str(slot))], f"{slot} was not drained first"
         self.calls.append(("stop", str(slot)))
         self._running.discard(slot)
 
-    def clear(self, slot: Slot) -> None:
+    def clear(self, slot: Slot, deployment: Deployment) -> None:
+        if self._held.get(slot) != deployment:
+            return
         self.calls.append(("clear", str(slot)))
         self._running.discard(slot)
         self._held.pop(slot, None)

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from llmops_assets.build.packaging import PACKAGE_MEDIA_TYPE
+from llmops_assets.deploy.delivery import LoadedPackage, load, move
 from llmops_assets.develop.registration import Registration
 from llmops_assets.develop.specs import SpecSource
-from llmops_assets.evidence.gates import BUILT, Gate
+from llmops_assets.evidence.gates import BUILT, CANARY, Gate
 from llmops_assets.evidence.verdicts import Judgement, Verdict, record_verdict
 from llmops_assets.platform import SPEC_FILE, Platform
-from llmops_assets.serving.slots import Deployment
+from llmops_assets.serving.routes import Route
+from llmops_assets.serving.slots import Deployment, Environment
 from llmops_assets.settings import Settings
 from llmops_assets.spec import ModelSpec, canonical, parse_spec
 from llmops_assets.storage.artifacts import digests
 from llmops_assets.storage.columns import Action, Result, Workshop
-from llmops_assets.tools import ToolRunner
 
 from .fakes import FakeGateway, FakeMetrics, FakeRegistry, FakeSlots
 
@@ -158,6 +159,34 @@ class Rig:
                 vars(self.platform)[part].close()
 
 
-def tool_runner(folder: Path) -> ToolRunner:
-    """A runner with its work folder and log below `folder`."""
-    return ToolRunner(work=folder / "work", log=folder / "tool.log", timeout_seconds=60)
+def loaded(rig: Rig, version: int) -> LoadedPackage:
+    """A release's package loaded into production's idle slot."""
+    release = f"parrot.v{version}"
+    deployment = rig.deployment(release, version)
+    package = rig.platform.store.describe(deployment.package)
+    slot, endpoint = load(
+        rig.platform.slots,
+        rig.platform.routes,
+        Environment.PRODUCTION,
+        MODEL,
+        package,
+        deployment,
+        "ada",
+    )
+    return LoadedPackage(
+        environment=Environment.PRODUCTION, model=MODEL, colour=slot.colour, deployment=deployment,
+        endpoint=endpoint, load_seconds=0.1, answers=(), time=datetime.now(UTC),
+    )  # fmt: skip
+
+
+def deploy(rig: Rig, version: int) -> Route:
+    """A release loaded, put on production's route, and found well there."""
+    route = move(rig.platform.routes, loaded(rig, version), "ada", f"deploying v{version}")
+    rig.judge(f"parrot.v{version}", [CANARY], PASSED)
+    return route
+
+
+def serving(rig: Rig) -> int | None:
+    """The version that clients of the gateway really get."""
+    target = rig.platform.gateway.serving(MODEL)
+    return None if target is None else target.version

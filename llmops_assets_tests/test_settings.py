@@ -55,7 +55,7 @@ def test_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None
     """`llmops up` must not answer a typing mistake with a stack trace."""
     monkeypatch.setenv("LLMOPS_THREADS", "many")
     monkeypatch.setenv("LLMOPS_TOOL_NICENESS", "-5")
-    with pytest.raises(SettingsError, match="LLMOPS_THREADS=many: .*integer") as caught:
+    with pytest.raises(SettingsError, match=r"LLMOPS_THREADS=many: .*integer") as caught:
         get_settings()
     assert "LLMOPS_TOOL_NICENESS=-5: " in str(caught.value)
 

@@ -96,9 +96,7 @@ def test_all_mistakes_are_named_at_once() -> None:
 
 def test_tag_that_is_also_a_key_keeps_the_line() -> None:
     """`source: path` has a key `path`; a mistake elsewhere must not be shown there."""
-    text = VALID.replace(
-        "  source: train\n  steps: 10", "  source: path\n  path: here\n  sha: abc"
-    )
+    text = VALID.replace("  source: train\n  steps: 10", "  source: path\n  path: here\n  sha: abc")
     assert mistakes(text).startswith(f"line {line_of(text, 'sha')}: weights.path.sha")
     text = VALID.replace("  source: train\n  steps: 10", "  source: path\n  path: 7")
     assert mistakes(text).startswith(f"line {line_of(text, 'path: 7')}: weights.path.path")

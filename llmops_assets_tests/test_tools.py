@@ -73,7 +73,9 @@ def family(work: Path) -> dict[str, int]:
     return {file.stem: int(file.read_text()) for file in files}
 
 
-def worker(folder: Path, command: list[str], timeout_seconds: float = 60) -> subprocess.Popen[bytes]:
+def worker(
+    folder: Path, command: list[str], timeout_seconds: float = 60
+) -> subprocess.Popen[bytes]:
     """Another process that runs a tool, as a Dagster run worker does."""
     code = f"""
         from pathlib import Path
@@ -135,7 +137,7 @@ def test_log_keeps_earlier_runs(tmp_path: Path) -> None:
 def test_failure_shows_exit_code_last_lines_and_log(tmp_path: Path) -> None:
     """The step's error is read before the log is; it must say what the tool said last."""
     code = "import sys; print('fine'); sys.exit('weights are missing') or 1"
-    with pytest.raises(ToolError, match="exit code 1; .*fine | weights are missing") as caught:
+    with pytest.raises(ToolError, match=r"exit code 1; .*fine | weights are missing") as caught:
         run(tmp_path, python(code))
     assert str(tmp_path / "logs" / "tool.log") in caught.value.cure
     assert "weights are missing" in (tmp_path / "logs" / "tool.log").read_text()

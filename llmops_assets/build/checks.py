@@ -27,7 +27,7 @@ from llmops_assets.reporting import check_specs, judge
 def converted_weights_gates(
     context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
 ) -> Iterator[dg.AssetCheckResult]:
-    yield from judge(context, platform, {WEIGHTS_COMPLETE: lambda _, column: judge_weights(column)})
+    yield from judge(context, platform, {WEIGHTS_COMPLETE: judge_weights})
 
 
 @dg.multi_asset_check(specs=check_specs(FITS_TARGET), can_subset=True)

@@ -17,18 +17,21 @@ from llmops_assets.toolchains.base import Target
 VALIDATION_FILE = "validation.json"
 
 
-def judge_weights(column: Mapping[str, ArtifactHandle]) -> Judgement:
-    """The converted weights came from this checkpoint, and every byte is there."""
+def judge_weights(spec: ModelSpec, column: Mapping[str, ArtifactHandle]) -> Judgement:
+    """The converted weights came from this checkpoint, and nothing of them is missing."""
     weights = column["converted_weights"]
     expected = column["checkpoint"].digest
     actual = weights.result.inputs.get("checkpoint")
-    # Asking for its path verifies every byte.
-    files = sum(path.is_file() for path in weights.path.rglob("*"))
+    problem = None if actual == expected else f"they were converted from {actual}"
+    try:
+        toolchain_for(spec.engine).check_weights(weights.path)
+    except ToolchainError as error:
+        problem = str(error)
     return Judgement(
-        passed=actual == expected,
-        measured={"checkpoint": actual, "files": files},
-        threshold={"checkpoint": expected},
-        reason=f"The weights were converted from {actual}.",
+        passed=problem is None,
+        measured={"checkpoint": actual, "problem": problem},
+        threshold={"checkpoint": expected, "problem": None},
+        reason=problem or f"The weights are complete, and converted from {actual}.",
     )
 
 

@@ -1,6 +1,6 @@
 """Deploy: a package to staging, through a human decision, to production."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -13,13 +13,14 @@ from llmops_assets.deploy.delivery import (
     load,
     move,
     move_back,
+    take_off,
     warm,
 )
-from llmops_assets.deploy.smoke import ask_known, judge_smoke
+from llmops_assets.deploy.smoke import Answer, ask_known, judge_smoke
 from llmops_assets.develop.registration import Registration
 from llmops_assets.errors import LifecycleOrderError, SlotError
 from llmops_assets.evidence.gates import APPROVED, BUILT, CANARY, PROVEN, STAGED
-from llmops_assets.evidence.verdicts import Verdict
+from llmops_assets.evidence.verdicts import Judgement, Verdict
 from llmops_assets.operate.incidents import Incident, report_incident
 from llmops_assets.partitions import RELEASES
 from llmops_assets.platform import Platform
@@ -35,6 +36,7 @@ from llmops_assets.reporting import (
 )
 from llmops_assets.serving.routes import Route
 from llmops_assets.serving.slots import Deployment, Environment, Slot
+from llmops_assets.spec import ModelSpec
 from llmops_assets.storage.artifacts import ArtifactHandle
 from llmops_assets.storage.columns import Action, Result
 
@@ -72,17 +74,22 @@ def staging_deployment(
 ) -> dg.MaterializeResult[ArtifactHandle]:
     """The package copied to staging, loaded, asked known questions, and put on staging's route."""
     release = context.partition_key
+    actor = f"run {context.run.run_id}"
     platform.require(release, BUILT, platform.column(release))
     result, loaded = _load(
         platform, release, "staging_deployment", Environment.STAGING, packaged_model,
-        Registration.model_validate_json(registered_model.document).version,
+        Registration.model_validate_json(registered_model.document).version, actor,
     )  # fmt: skip
-    route = move(platform.routes, loaded, f"run {context.run_id}", f"staging {release}")
+    if not judge_smoke(loaded.answers, platform.spec(release).gates.smoke).passed:
+        # The gate stops the release; what is in staging for others to use stays there.
+        context.log.error("it does not answer as it should, so staging's route stays as it is")
+        return materialized(platform, result)
+    route = move(platform.routes, loaded, actor, f"staging {release}")
     for state in platform.slots.slots(Environment.STAGING, loaded.model):
         # Staging keeps nothing warm: its memory is better spent on the next candidate.
-        if state.slot.colour != loaded.colour:
+        if state.slot.colour != loaded.colour and state.deployment is not None:
             platform.slots.drain(state.slot)
-            platform.slots.stop(state.slot)
+            platform.slots.stop(state.slot, state.deployment)
     return materialized(platform, result, {"route_generation": route.generation})
 
 
@@ -143,6 +150,7 @@ def production_candidate(
     result, _ = _load(
         platform, release, "production_candidate", Environment.PRODUCTION, packaged_model,
         Registration.model_validate_json(registered_model.document).version,
+        f"run {context.run.run_id}",
     )  # fmt: skip
     return materialized(platform, result)
 
@@ -168,21 +176,23 @@ def production_deployment(
         platform.require(release, PROVEN, platform.column(release))
         candidate = LoadedPackage.model_validate_json(production_candidate.document)
         _still_there(platform, candidate, packaged_model.digest)
-        actor = f"run {context.run_id}"
+        actor = f"run {context.run.run_id}"
         route = move(platform.routes, candidate, actor, f"deploying {release}")
-        report_route(context, route)
-        answers = ask_known(
-            platform.spec(release), platform.gateway_url, platform.settings.http_timeout_seconds
-        )
-        verdict = decide(
-            context.run_id, platform, release, CANARY,
-            lambda spec, _: judge_smoke(answers, spec.gates.smoke, candidate.deployment.version),
-        )  # fmt: skip
+        try:
+            answers, verdict = _watch(platform, candidate, context.run.run_id)
+        except BaseException as error:
+            # Without a verdict a release does not serve. One that served before this run
+            # is not to blame for what went wrong in it.
+            if route.actor == actor:
+                _back_out(platform, route, release, actor, f"no verdict: {error}", started)
+            raise
+    report_route(context, route)
     yield check_result(CANARY, verdict)
     if not verdict.passed:
         with explained():
-            report_route(context, _back_out(platform, route, actor, verdict, started))
-        stop(context.instance, context.run_id, platform, release, [(CANARY, verdict)])
+            reason = f"canary failed: {verdict.reason}"
+            report_route(context, _back_out(platform, route, release, actor, reason, started))
+        stop(context.instance, context.run.run_id, platform, release, [(CANARY, verdict)])
     previous = warm(route)
     action = Action(
         asset="production_deployment",
@@ -216,6 +226,7 @@ def _load(
     environment: Environment,
     package: ArtifactHandle,
     version: int,
+    actor: str,
 ) -> tuple[Result, LoadedPackage]:
     """Loads the package into the environment's idle slot and asks it the known questions."""
     started = datetime.now(UTC)
@@ -229,7 +240,7 @@ def _load(
     spec = platform.spec(release)
     deployment = Deployment(package.digest, release, version)
     slot, endpoint = load(
-        platform.slots, platform.routes, environment, model, package.artifact, deployment
+        platform.slots, platform.routes, environment, model, package.artifact, deployment, actor
     )
     loaded = LoadedPackage(
         environment=environment,
@@ -255,7 +266,12 @@ def _still_there(platform: Platform, candidate: LoadedPackage, package: str) -> 
     """
     slot = Slot(candidate.environment, candidate.model, candidate.colour)
     state = platform.slots.state(slot)
-    if not state.running or state.deployment != candidate.deployment:
+    if (
+        not state.running
+        or state.deployment != candidate.deployment
+        or state.endpoint != candidate.endpoint
+        or candidate.deployment.package != package
+    ):
         raise SlotError(
             f"Slot {slot} does not serve the candidate",
             expected=f"{candidate.deployment.release} with package {package}",
@@ -264,24 +280,40 @@ def _still_there(platform: Platform, candidate: LoadedPackage, package: str) -> 
         )
 
 
+def _watch(
+    platform: Platform, candidate: LoadedPackage, run: str
+) -> tuple[tuple[Answer, ...], Verdict]:
+    """Asks the known questions through the gateway, and judges and records the answers."""
+    release = candidate.deployment.release
+    answers = ask_known(
+        platform.spec(release), platform.gateway_url, platform.settings.http_timeout_seconds
+    )
+
+    def canary(spec: ModelSpec, _: Mapping[str, ArtifactHandle]) -> Judgement:
+        return judge_smoke(answers, spec.gates.smoke, candidate.deployment.version)
+
+    return answers, decide(run, platform, release, CANARY, canary)
+
+
 def _back_out(
-    platform: Platform,
-    route: Route,
-    actor: str,
-    verdict: Verdict,
-    started: datetime,
+    platform: Platform, route: Route, release: str, actor: str, reason: str, started: datetime
 ) -> Route:
-    """Takes a failed release off the route and records the incident."""
-    changed = move_back(platform.routes, route, actor, f"canary failed: {verdict.reason}")
+    """Takes a release off the route again and records the incident."""
+    try:
+        changed = move_back(platform.routes, platform.slots, route, actor, reason)
+    except LifecycleOrderError as error:
+        # Nothing answers in its place: no answer is better than a wrong one.
+        changed = take_off(platform.routes, route, actor, f"{reason} ({error.problem})")
+    serving = changed.serving
     report_incident(
         platform.store,
         Incident(
             model=route.model,
-            release=verdict.release,
-            what=f"canary failed: {verdict.reason}",
-            action=f"the route went back to {changed.serving.release}"
-            if changed.serving is not None
-            else "the route was emptied, as nothing served before",
+            release=release,
+            what=reason,
+            action=f"the route went back to {serving.release}"
+            if serving is not None
+            else "the route was emptied, as nothing else could serve",
             actor=actor,
             detected=started,
             answered=datetime.now(UTC),

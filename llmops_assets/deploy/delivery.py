@@ -65,14 +65,22 @@ class RouteMove(BaseModel):
     time: datetime
 
 
-def idle_slot(routes: Routes, environment: Environment, model: str, deployment: Deployment) -> Slot:
+def claim_idle_slot(
+    routes: Routes, environment: Environment, model: str, deployment: Deployment, actor: str
+) -> Slot:
     """The slot to load a deployment into: one without traffic, or where it serves already.
+
+    What is warm in an idle slot leaves the route first: from then on no rollback can send
+    traffic there, and one that was faster makes this fail before anything is touched.
 
     Raises:
         LifecycleOrderError: both colours have traffic.
+        RefConflictError: somebody else changed the route meanwhile.
+        GatewayError: the gateway did not take the change.
     """
-    route, _ = routes.current(environment, model)
-    busy = {} if route is None else {t.colour: t for t in route.targets if t.weight > 0}
+    route, digest = routes.current(environment, model)
+    targets = () if route is None else route.targets
+    busy = {target.colour: target for target in targets if target.weight > 0}
     for colour, target in busy.items():
         if deployment_of(target) == deployment:
             return Slot(environment, model, colour)
@@ -84,20 +92,37 @@ def idle_slot(routes: Routes, environment: Environment, model: str, deployment: 
             found=f"generation {route.generation if route else 0} of the route",
             cure="finish or roll back the release that is on its way, then try again",
         )
-    return Slot(environment, model, idle[0])
+    slot = Slot(environment, model, idle[0])
+    evicted = next((target for target in targets if target.colour == slot.colour), None)
+    if evicted is not None and deployment_of(evicted) != deployment:
+        routes.change(
+            environment,
+            model,
+            tuple(target for target in targets if target != evicted),
+            actor=actor,
+            reason=f"{evicted.release} makes room for {deployment.release}",
+            expected=digest,
+        )
+    return slot
 
 
 def load(
-    slots: Slots, routes: Routes, environment: Environment, model: str,
-    package: Artifact, deployment: Deployment,
-) -> tuple[Slot, Endpoint]:  # fmt: skip
+    slots: Slots,
+    routes: Routes,
+    environment: Environment,
+    model: str,
+    package: Artifact,
+    deployment: Deployment,
+    actor: str,
+) -> tuple[Slot, Endpoint]:
     """Loads a package into the environment's idle slot, in place of what is warm there.
 
     Raises:
         LifecycleOrderError: no slot is idle.
+        RefConflictError, GatewayError: the route could not be changed.
         SlotError, ArtifactCorruptError: it did not load.
     """
-    slot = idle_slot(routes, environment, model, deployment)
+    slot = claim_idle_slot(routes, environment, model, deployment, actor)
     return slot, slots.start(slot, package, deployment)
 
 
@@ -123,30 +148,49 @@ def move(routes: Routes, loaded: LoadedPackage, actor: str, reason: str) -> Rout
     )
 
 
-def move_back(routes: Routes, route: Route, actor: str, reason: str) -> Route:
-    """Gives all traffic back to what is warm on the route, or to nothing.
+def move_back(routes: Routes, slots: Slots, route: Route, actor: str, reason: str) -> Route:
+    """Gives all traffic back to what is warm on the route.
 
-    What is taken off leaves the route for good, so that no second rollback leads back to it.
+    What is taken off leaves the route, so that a rollback asked for twice, or repeated after
+    a gateway that refused, does not bring it back.
 
     Args:
         route: the route that is to be undone.
 
     Raises:
+        LifecycleOrderError: nothing is warm, or its slot does not serve it any more.
         RefConflictError: somebody changed the route since; theirs stands.
         GatewayError: the gateway did not take it.
     """
-    current, digest = routes.current(route.environment, route.model)
     previous = warm(route)
-    targets = () if previous is None else (previous.model_copy(update={"weight": 100}),)
-    return routes.change(
-        route.environment,
-        route.model,
-        targets,
-        actor=actor,
-        reason=reason,
-        # A route that is no longer the one to undo makes this a conflict.
-        expected=digest if current == route else route.predecessor,
-    )
+    if previous is None:
+        raise LifecycleOrderError(
+            f"There is nothing to roll {route.model} back to",
+            expected="an earlier release that is still warm on the route",
+            found=f"generation {route.generation} without one",
+            cure="promote a release that served well: `llmops promote RELEASE`",
+        )
+    slot = Slot(route.environment, route.model, previous.colour)
+    state = slots.state(slot)
+    if not state.running or state.deployment != deployment_of(previous):
+        raise LifecycleOrderError(
+            f"{previous.release} is not warm any more",
+            expected=f"slot {slot} serving {previous.release}",
+            found=state.deployment if state.running else "a slot that does not answer",
+            cure=f"promote it again: `llmops promote {previous.release}`",
+        )
+    target = previous.model_copy(update={"weight": 100})
+    return _undo(routes, route, (target,), actor, reason)
+
+
+def take_off(routes: Routes, route: Route, actor: str, reason: str) -> Route:
+    """Leaves the model without traffic: for a release that must not serve, with none warm.
+
+    Raises:
+        RefConflictError: somebody changed the route since; theirs stands.
+        GatewayError: the gateway did not take it.
+    """
+    return _undo(routes, route, (), actor, reason)
 
 
 def warm(route: Route) -> RouteTarget | None:
@@ -157,3 +201,18 @@ def warm(route: Route) -> RouteTarget | None:
 def deployment_of(target: RouteTarget) -> Deployment:
     """What a route's target names."""
     return Deployment(target.package, target.release, target.version)
+
+
+def _undo(
+    routes: Routes, route: Route, targets: tuple[RouteTarget, ...], actor: str, reason: str
+) -> Route:
+    current, digest = routes.current(route.environment, route.model)
+    return routes.change(
+        route.environment,
+        route.model,
+        targets,
+        actor=actor,
+        reason=reason,
+        # A route that is no longer the one to undo makes this a conflict.
+        expected=digest if current == route else route.predecessor,
+    )

@@ -10,6 +10,7 @@ import dagster as dg
 
 from llmops_assets.develop import specs
 from llmops_assets.develop.registry import LossPoint
+from llmops_assets.develop.sources import find_source, hold_still
 from llmops_assets.evidence.gates import CHECKPOINT_SAFE, DEVELOPED
 from llmops_assets.partitions import RELEASES
 from llmops_assets.platform import SPEC_FILE, Platform, frozen_spec
@@ -53,7 +54,9 @@ def model_spec(
 ) -> dg.MaterializeResult[ArtifactHandle]:
     """The model's spec, frozen as it stands at its commit. It never changes within a release."""
     release = Release.parse(context.partition_key)
-    spec, source = specs.load(platform.settings.models, release.model, config.commit)
+    # A release that is named after a commit holds what stands there.
+    commit = config.commit or release.commit
+    spec, source = specs.load(platform.settings.models, release.model, commit)
     earlier = [key for key in platform.columns.releases(release.model) if key != release.key]
     parent = config.derived_from or (earlier[-1] if earlier else None)
 
@@ -133,16 +136,21 @@ def checkpoint(
     release = context.partition_key
     spec = frozen_spec(model_spec)
     if isinstance(spec.weights, ImportedWeights):
-        source = _from_repository(platform, spec.weights.path)
+        if (published := platform.columns.published(release, "checkpoint")) is not None:
+            # The source may be gone by now; the release has its own copy.
+            return materialized(platform, published)
+        source = find_source(platform.settings, spec.weights.path)
+        content = content_digest(source)
 
         def bring_in(workshop: Workshop) -> Mapping[str, Any]:
             import_checkpoint(source, workshop.output)
-            return {"imported_from": str(spec.weights)}
+            hold_still(workshop.output, content)
+            return {"imported_from": str(source)}
 
         action = Action(
             asset="checkpoint",
             media_type=CHECKPOINT_MEDIA_TYPE,
-            parameters={"content": content_digest(source)},
+            parameters={"content": content},
             versions={"import": "1"},
         )
         return materialized(platform, produce(context, platform, action, bring_in))
@@ -249,8 +257,8 @@ def registered_model(
     release = context.partition_key
     column = platform.column(release)
     platform.require(release, DEVELOPED, column)
-    result = register(platform.columns, platform.registry, release, column)
-    return materialized(platform, result)
+    result, page = register(platform.columns, platform.registry, release, column)
+    return materialized(platform, result, {"mlflow": dg.MetadataValue.url(page)})
 
 
 def _data(
@@ -261,9 +269,13 @@ def _data(
 ) -> dg.MaterializeResult[ArtifactHandle]:
     data = frozen_spec(model_spec).data
     asset = f"{split}_data"
+    if (published := platform.columns.published(context.partition_key, asset)) is not None:
+        # The source may be gone by now; the release has its own copy.
+        return materialized(platform, published)
+    file: Path | None = None
     if isinstance(data, DataFiles):
-        file = _from_repository(platform, getattr(data, split))
-        parameters = {"file": content_digest(file)}
+        file = find_source(platform.settings, getattr(data, split))
+        parameters: dict[str, Any] = {"file": content_digest(file)}
     else:
         parameters = {"data": canonical(data)}
 
@@ -278,6 +290,8 @@ def _data(
                 "--root", platform.settings.models.parent,
             ),
         )  # fmt: skip
+        if file is not None:
+            hold_still(file, parameters["file"])
         return json.loads((workshop.output / "schema.json").read_text(encoding="utf-8"))
 
     action = Action(
@@ -287,8 +301,3 @@ def _data(
         versions={"data": "1", **versions_of("babel", "pyarrow")},
     )
     return materialized(platform, produce(context, platform, action, build))
-
-
-def _from_repository(platform: Platform, path: Path) -> Path:
-    """A path in a spec, which counts from the folder that holds `models/`."""
-    return platform.settings.models.parent / path

@@ -66,6 +66,9 @@ class FloatFormat:
     mask: int
 
 
+EXACT_FORMATS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
+"""Types whose every value is a finite number."""
+
 # Names as safetensors writes them. In E4M3 ("FN") only NaN exists, with all other bits
 # set; in the IEEE formats an exponent of ones means infinity or NaN.
 FLOAT_FORMATS = {
@@ -260,7 +263,12 @@ def _inspect_weights(path: Path, name: str, problems: list[str]) -> Iterator[Ten
         problems.append(f"{name}: not a whole safetensors file ({error}); write it again")
         return
     for tensor in _header(path):
-        if not _is_finite(path, tensor):
+        if tensor.dtype not in FLOAT_FORMATS and tensor.dtype not in EXACT_FORMATS:
+            problems.append(
+                f"{name}: {tensor.name} has the type {tensor.dtype}, whose values "
+                "cannot be checked; export it in a floating-point or integer type"
+            )
+        elif not _is_finite(path, tensor):
             problems.append(f"{name}: {tensor.name} holds NaN or infinity; train or export again")
         yield tensor
 
@@ -282,7 +290,7 @@ def _is_finite(path: Path, tensor: Tensor) -> bool:
     """Reads one tensor in chunks. NumPy has no bfloat16, so bits are compared, not numbers."""
     float_format = FLOAT_FORMATS.get(tensor.dtype)
     if float_format is None:
-        return True  # integers have no other values
+        return True  # an exact format
     with path.open("rb") as file:
         file.seek(tensor.begin)
         remaining = tensor.end - tensor.begin

@@ -30,8 +30,11 @@ class Registration(BaseModel):
 
 def register(
     columns: Columns, registry: ModelRegistry, release: str, column: Mapping[str, ArtifactHandle]
-) -> Result:
+) -> tuple[Result, str]:
     """Gives the release its version; a second call finds the first one's.
+
+    Returns:
+        What was published, and the page that shows the version.
 
     Raises:
         RegistryError: the registry does not answer.
@@ -41,6 +44,8 @@ def register(
     digests = {asset: column[asset].digest for asset in TAGGED}
     tags = {f"llmops.{asset}": digest for asset, digest in digests.items()}
     tags["llmops.spec_commit"] = source["commit"] or "not in git"
+    if source["changed"]:
+        tags["llmops.spec_commit"] += ", with changes that are not committed"
     registered = registry.register(
         Release.parse(release).model, release, tags, columns.store.record(digests["checkpoint"])
     )
@@ -52,7 +57,7 @@ def register(
     document = Registration(
         model=registered.model, version=registered.version, tags=dict(registered.tags)
     )
-    return columns.record(release, action, document, started)
+    return columns.record(release, action, document, started), registered.url
 
 
 def judge_registered(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from llmops_assets.errors import SpecError
 from llmops_assets.evidence.verdicts import Judgement
+from llmops_assets.git import ask_git
 from llmops_assets.spec import ModelSpec, parse_spec, read_spec
-
-GIT_TIMEOUT_SECONDS = 20
 
 
 class SpecSource(BaseModel):
@@ -41,15 +39,11 @@ def load(models: Path, model: str, commit: str | None) -> tuple[ModelSpec, SpecS
     path = models / f"{model}.yaml"
     if commit is None:
         return read_spec(path), _source_of(path)
-    top = _git(models, "rev-parse", "--show-toplevel")
-    revision = _git(models, "rev-parse", "--verify", "--end-of-options", f"{commit}^{{commit}}")
-    if top is None or revision is None:
-        raise SpecError(
-            f"There is no commit {commit} in the repository of {models}",
-            cure="fetch it, or give a commit that is there",
-        )
+    revision = resolve_commit(models, commit)
+    top = ask_git(models, "rev-parse", "--show-toplevel")
+    assert top is not None  # the commit is in a repository
     file = path.relative_to(top).as_posix()
-    text = _git(models, "show", f"{revision}:{file}")
+    text = ask_git(models, "show", f"{revision}:{file}")
     if text is None:
         raise SpecError(
             f"Commit {revision} has no {file}",
@@ -59,6 +53,21 @@ def load(models: Path, model: str, commit: str | None) -> tuple[ModelSpec, SpecS
         parse_spec(text, f"{file} at {revision[:12]}", expected_name=model),
         SpecSource(file=file, commit=revision, changed=False),
     )
+
+
+def resolve_commit(models: Path, commit: str) -> str:
+    """The full hash of a git revision of the repository that holds the folder of specs.
+
+    Raises:
+        SpecError: there is none, or the folder is not in a repository.
+    """
+    revision = ask_git(models, "rev-parse", "--verify", "--end-of-options", f"{commit}^{{commit}}")
+    if revision is None:
+        raise SpecError(
+            f"There is no commit {commit} in the repository of {models}",
+            cure="fetch it, or give a commit that is there",
+        )
+    return revision
 
 
 def judge_complete(spec: ModelSpec) -> Judgement:
@@ -86,35 +95,12 @@ def judge_complete(spec: ModelSpec) -> Judgement:
 
 
 def _source_of(path: Path) -> SpecSource:
-    top = _git(path.parent, "rev-parse", "--show-toplevel")
+    top = ask_git(path.parent, "rev-parse", "--show-toplevel")
     if top is None:
         return SpecSource(file=path.name, commit=None, changed=False)
     file = path.relative_to(top).as_posix()
     return SpecSource(
         file=file,
-        commit=_git(path.parent, "rev-parse", "--verify", "HEAD"),
-        changed=bool(_git(path.parent, "status", "--porcelain", "--ignored", "--", str(path))),
+        commit=ask_git(path.parent, "rev-parse", "--verify", "HEAD"),
+        changed=bool(ask_git(path.parent, "status", "--porcelain", "--ignored", "--", str(path))),
     )
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Output of a git command in a folder, or None when git says no.
-
-    Raises:
-        SpecError: git is not installed or does not answer.
-    """
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=GIT_TIMEOUT_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SpecError(
-            "git cannot be asked for the spec's commit",
-            found=error,
-            cure="install git, and check that the repository's file system answers",
-        ) from error
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -208,7 +208,7 @@ def _optimise(
     lengths = np.diff(examples.starts)
     batches_per_pass = max(1, len(examples) // parameters.batch_size)
     pass_number, batches = -1, []
-    history_every = max(1, parameters.steps // HISTORY_POINTS)
+    history_every = -(-parameters.steps // HISTORY_POINTS)  # rounded up
     saved = reported = time.monotonic()
     model.train()
     for step in range(first, parameters.steps):

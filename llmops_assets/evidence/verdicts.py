@@ -6,7 +6,7 @@ events hold only within one run, and anyone who reaches its web server can forge
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -85,10 +85,12 @@ def record_verdict(
 
 def verdicts(store: Store, release: str) -> dict[str, Verdict]:
     """The newest verdict of each gate that judged in this release."""
-    return {
-        entry.record["gate"]: Verdict.model_validate(entry.record)
-        for entry in store.log(_log(release))
-    }
+    return {verdict.gate: verdict for verdict in all_verdicts(store, release)}
+
+
+def all_verdicts(store: Store, release: str) -> Iterator[Verdict]:
+    """Every verdict about the release, oldest first."""
+    return (Verdict.model_validate(entry.record) for entry in store.log(_log(release)))
 
 
 def require(

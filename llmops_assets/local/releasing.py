@@ -10,6 +10,7 @@ from llmops_assets.local.stack import endpoints
 from llmops_assets.operate.rollback import roll_back
 from llmops_assets.platform import Platform
 from llmops_assets.release import Release
+from llmops_assets.serving.routes import Route
 from llmops_assets.settings import Settings
 
 REQUESTED_BY_TAG = "llmops/requested_by"
@@ -86,28 +87,37 @@ def package_digest(settings: Settings, release: str) -> str:
     """Digest of the release's package, as the store has it.
 
     Raises:
+        StackError: there is no stack in the state folder.
         LifecycleOrderError: it has none yet.
     """
+    endpoints(settings)  # an empty state folder is the wrong one
     return Platform(settings).columns.get(release, "packaged_model").artifact
 
 
-def roll_back_now(settings: Settings, model: str, actor: str, reason: str) -> str:
-    """Moves the route back, then shows it in Dagster. Returns the release that serves.
+def roll_back_now(settings: Settings, model: str, actor: str, reason: str) -> Route:
+    """Moves the route back, from here and at once. Returns it.
 
     Raises:
+        StackError: there is no stack in the state folder.
         LLMOpsError: there is nothing to roll back to, or the gateway refused.
     """
     Release.parse(f"{model}.v0")  # checks the name
-    platform = Platform(settings)
-    route = roll_back(platform.store, platform.routes, platform.slots, model, actor, reason)
-    assert route.serving is not None
-    # The route has moved; Dagster only shows it, and may take its seconds to load.
+    endpoints(settings)  # an empty state folder is the wrong one
+    return roll_back(Platform(settings), model, actor, reason)
+
+
+def show_route(settings: Settings, route: Route) -> str | None:
+    """Shows a changed route in Dagster. Returns what kept it from doing so, or None."""
     from dagster import DagsterInstance
+    from sqlalchemy.exc import SQLAlchemyError
 
     from llmops_assets.partitions import MODELS
     from llmops_assets.reporting import route_event
 
-    with DagsterInstance.from_config(str(settings.dagster_home)) as instance:
-        instance.add_dynamic_partitions(str(MODELS.name), [model])
-        instance.report_runless_asset_event(route_event(route))
-    return route.serving.release
+    try:
+        with DagsterInstance.from_config(str(settings.dagster_home)) as instance:
+            instance.add_dynamic_partitions(str(MODELS.name), [route.model])
+            instance.report_runless_asset_event(route_event(route))
+    except (SQLAlchemyError, OSError) as error:
+        return str(error)
+    return None

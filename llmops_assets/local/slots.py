@@ -88,21 +88,27 @@ class SupervisedSlots:
         """
         deadline = time.monotonic() + self._settings.drain_seconds
         while (held := self.state(slot)).running and held.endpoint is not None:
-            if _waiting_requests(held.endpoint) == 0 or time.monotonic() > deadline:
+            try:
+                waiting = _waiting_requests(held.endpoint)
+            except SlotError:
+                return  # a server that does not answer has nothing to wait for
+            if waiting == 0 or time.monotonic() > deadline:
                 return
             time.sleep(POLL_SECONDS)
 
-    def stop(self, slot: Slot) -> None:
+    def stop(self, slot: Slot, deployment: Deployment) -> None:
         """See `Slots.stop`. Triton first finishes the requests that are in it."""
         with self._locked(slot):
-            self._supervisor.remove(program_name(slot))
+            if self._holds(slot, deployment):
+                self._supervisor.remove(program_name(slot))
 
-    def clear(self, slot: Slot) -> None:
+    def clear(self, slot: Slot, deployment: Deployment) -> None:
         """See `Slots.clear`. Its ports are free for others."""
         with self._locked(slot):
-            self._supervisor.remove(program_name(slot))
-            slot_process.empty(slot_folder(self._settings, slot))
-            release_ports(self._ports, _port_names(slot))
+            if self._holds(slot, deployment):
+                self._supervisor.remove(program_name(slot))
+                slot_process.empty(slot_folder(self._settings, slot))
+                release_ports(self._ports, _port_names(slot))
 
     def slots(self, environment: Environment, model: str) -> tuple[SlotState, ...]:
         """See `Slots.slots`."""
@@ -110,6 +116,10 @@ class SupervisedSlots:
         return tuple(
             self.state(slot) for slot in candidates if slot_folder(self._settings, slot).is_dir()
         )
+
+    def _holds(self, slot: Slot, deployment: Deployment) -> bool:
+        held = slot_process.read_slot(slot_folder(self._settings, slot))
+        return held is not None and held.deployment == deployment
 
     def _claim(self, slot: Slot) -> Endpoint:
         requests = [PortRequest(name) for name in _port_names(slot)]

@@ -223,6 +223,7 @@ def _start_supervisor(
     if leftovers := supervised(settings.state):
         on_step(f"ending {len(leftovers)} processes of an earlier stack")
         end(leftovers, END_TIMEOUT_SECONDS)
+    FolderStore(settings.store).sweep()
     ports = claim_ports(port_file(settings), settings.host, _port_requests(settings))
     environment = _environment(settings, ports)
     on_step("preparing the databases")
@@ -234,6 +235,8 @@ def _start_supervisor(
             Environment.STAGING: ports[STAGING_GATEWAY],
         },
         settings.host,
+        # Into the log that the process manager rotates.
+        access_log=Path("/dev/stdout"),
     )
     # Envoy must find what the store says, not what was there when it last ran.
     routes = Routes(FolderStore(settings.store), gateway)

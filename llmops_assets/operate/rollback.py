@@ -4,61 +4,56 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from llmops_assets.deploy.delivery import deployment_of, move_back, warm
+from llmops_assets.deploy.delivery import move_back, warm
 from llmops_assets.errors import LifecycleOrderError
+from llmops_assets.evidence.gates import CANARY
+from llmops_assets.evidence.verdicts import require
 from llmops_assets.operate.incidents import Incident, report_incident
-from llmops_assets.serving.routes import Route, Routes
-from llmops_assets.serving.slots import Environment, Slot, Slots
-from llmops_assets.storage.store import Store
+from llmops_assets.platform import Platform
+from llmops_assets.serving.routes import Route
+from llmops_assets.serving.slots import Environment
 
 
-def roll_back(
-    store: Store, routes: Routes, slots: Slots, model: str, actor: str, reason: str
-) -> Route:
+def roll_back(platform: Platform, model: str, actor: str, reason: str) -> Route:
     """Gives production's traffic to the release that served before, and records why.
 
-    Repeated after a gateway that did not answer, it applies the route recorded then.
+    Repeated after a gateway that did not take it, it applies the route recorded then.
 
     Raises:
         LifecycleOrderError: no earlier release is warm, or its slot does not serve it.
+        GateRefusedError: the earlier release never served fully.
         RefConflictError: somebody else changed the route meanwhile.
         GatewayError: the gateway did not take it.
     """
     detected = datetime.now(UTC)
-    route, _ = routes.current(Environment.PRODUCTION, model)
-    previous = None if route is None else warm(route)
-    if (
-        route is not None
-        and route.serving is not None
-        and previous is None
-        and model in routes.differences(Environment.PRODUCTION)
-    ):
-        routes.reconcile()
-        return route
-    if route is None or route.serving is None or previous is None:
+    route, _ = platform.routes.current(Environment.PRODUCTION, model)
+    if route is None or route.serving is None:
         raise LifecycleOrderError(
-            f"There is nothing to roll {model} back to",
-            expected="an earlier release that is still warm on the route",
-            found="no route" if route is None else f"generation {route.generation} without one",
+            f"There is nothing to roll {model} back from",
+            expected="a release that serves",
+            found="no route" if route is None else f"generation {route.generation} without traffic",
             cure="promote a release that served well: `llmops promote RELEASE`",
         )
-    slot = Slot(Environment.PRODUCTION, model, previous.colour)
-    state = slots.state(slot)
-    if not state.running or state.deployment != deployment_of(previous):
-        raise LifecycleOrderError(
-            f"{previous.release} is not warm any more",
-            expected=f"slot {slot} serving {previous.release}",
-            found=state.deployment if state.running else "a slot that does not answer",
-            cure=f"promote it again: `llmops promote {previous.release}`",
+    previous = warm(route)
+    if previous is None and model in platform.routes.differences(Environment.PRODUCTION):
+        platform.routes.reconcile()
+        return route
+    if previous is not None:
+        require(
+            platform.store,
+            previous.release,
+            [CANARY],
+            platform.spec(previous.release),
+            {"packaged_model": previous.package},
         )
-    changed = move_back(routes, route, actor, reason)
+    changed = move_back(platform.routes, platform.slots, route, actor, reason)
     report_incident(
-        store,
+        platform.store,
         Incident(
             model=model,
             release=route.serving.release,
             what=reason,
-            action=f"rolled back to {previous.release}",
+            action=f"rolled back to {changed.serving.release}" if changed.serving else None,
             actor=actor,
             detected=detected,
             answered=datetime.now(UTC),

@@ -28,7 +28,7 @@ ROWS_SHOWN = 50
 def audit_record(
     context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]
 ) -> dg.MaterializeResult[ArtifactHandle]:
-    """Everything that is on record of a release: results, verdicts, changes of the route."""
+    """Everything that is on record of a release: results, verdicts, incidents, routes."""
     from llmops_assets.reports.audit import audit
 
     release = context.partition_key
@@ -37,11 +37,11 @@ def audit_record(
     action = Action(
         asset="audit_record",
         media_type="application/vnd.llmops.audit.v1",
-        inputs={asset: result.artifact for asset, result in document.results.items()},
+        inputs={asset: results[-1].artifact for asset, results in document.results.items()},
     )
     result = platform.columns.record(release, action, document, started)
     return materialized(platform, result.model_copy(update={"facts": {
-        "verdicts": {name: verdict.passed for name, verdict in document.verdicts.items()},
+        "verdicts": {verdict.gate: verdict.passed for verdict in document.verdicts},
         "route_changes": len(document.routes),
     }}))  # fmt: skip
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from llmops_assets.evidence.verdicts import Verdict, verdicts
+from llmops_assets.evidence.verdicts import Verdict, all_verdicts
+from llmops_assets.operate.incidents import Incident, incidents_of
 from llmops_assets.release import Release
 from llmops_assets.serving.routes import Routes
 from llmops_assets.serving.slots import Environment
@@ -15,7 +15,7 @@ from llmops_assets.storage.columns import Columns, Result
 
 
 class RouteChange(BaseModel):
-    """A change of production's route that put the release on, or took it off."""
+    """A change of a route after which it named the release."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -24,17 +24,18 @@ class RouteChange(BaseModel):
 
 
 class AuditRecord(BaseModel):
-    """Document of `audit_record`."""
+    """Document of `audit_record`: everything on record of a release, in order of time."""
 
     model_config = ConfigDict(frozen=True)
 
     release: str
-    results: dict[str, Result]
-    """What each asset published, with digests of inputs and output."""
-    verdicts: dict[str, Verdict]
-    """The verdict of each gate that counts."""
+    results: dict[str, tuple[Result, ...]]
+    """All that each asset published, oldest first; the last one counts."""
+    verdicts: tuple[Verdict, ...]
+    """All verdicts, oldest first; the last one of a gate counts."""
+    incidents: tuple[Incident, ...]
     routes: tuple[RouteChange, ...]
-    """Changes of production's route that name the release, newest first."""
+    """Changes of a route that name the release, newest first, of each environment."""
 
 
 def audit(columns: Columns, routes: Routes, release: str) -> AuditRecord:
@@ -44,17 +45,20 @@ def audit(columns: Columns, routes: Routes, release: str) -> AuditRecord:
         ArtifactCorruptError: a record is damaged, or the chain of routes is broken.
     """
     model = Release.parse(release).model
+    store = columns.store
     return AuditRecord(
         release=release,
-        results=_without_itself(columns.assets(release)),
-        verdicts=verdicts(columns.store, release),
+        results={
+            asset: tuple(columns.history(release, asset))
+            for asset in columns.assets(release)
+            if asset != "audit_record"
+        },
+        verdicts=tuple(all_verdicts(store, release)),
+        incidents=incidents_of(store, model, release).incidents,
         routes=tuple(
             RouteChange(digest=digest, record=route.model_dump(mode="json"))
-            for digest, route in routes.history(Environment.PRODUCTION, model)
+            for environment in Environment
+            for digest, route in routes.history(environment, model)
             if any(target.release == release for target in route.targets)
         ),
     )
-
-
-def _without_itself(results: Mapping[str, Result]) -> dict[str, Result]:
-    return {asset: result for asset, result in results.items() if asset != "audit_record"}

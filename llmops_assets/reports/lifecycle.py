@@ -82,4 +82,5 @@ def _at(facts: Any, path: tuple[str, ...]) -> float | None:
         if not isinstance(facts, dict):
             return None
         facts = facts.get(part)
-    return float(facts) if isinstance(facts, int | float) else None
+    number = isinstance(facts, int | float) and not isinstance(facts, bool)
+    return float(facts) if number else None

@@ -1,7 +1,7 @@
 """Archives: everything of one release in one file, proven to restore.
 
 An archive is a tar file with an OCI image layout: the blobs of all artifacts of the
-release, its results and verdicts, and `index.json` which names them. It needs nothing
+release, what is on record of it, and `index.json` which names them. It needs nothing
 of this platform to be read.
 """
 
@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from llmops_assets.develop.directory import replace_file
 from llmops_assets.errors import ArtifactCorruptError, StoreError
-from llmops_assets.evidence.verdicts import Judgement, Verdict
+from llmops_assets.evidence.verdicts import Judgement
 from llmops_assets.storage.artifacts import ArtifactHandle
 from llmops_assets.storage.folder import OCI_LAYOUT, FolderStore
-from llmops_assets.storage.store import Store, canonical_json, digest_of, hash_file
+from llmops_assets.storage.store import Record, Store, canonical_json, digest_of, hash_file
 
 INDEX_MEDIA_TYPE = "application/vnd.oci.image.index.v1+json"
 ASSET_ANNOTATION = "llmops.asset"
@@ -50,26 +51,32 @@ def write_archive(
     cold: Path,
     release: str,
     column: Mapping[str, ArtifactHandle],
-    verdicts: Mapping[str, Verdict],
+    evidence: Record,
     keep_until: datetime,
 ) -> ArchiveFile:
     """Writes a release's archive to cold storage; equal content gives equal bytes.
 
     The file appears under its name only when it is whole and on disk.
 
+    Args:
+        evidence: what is on record of the release; kept as `evidence.json`.
+
     Raises:
         StoreError: an artifact is missing or damaged.
     """
     cold.mkdir(parents=True, exist_ok=True)
     target = cold / f"{release}.tar"
-    partial = cold / f"{release}.tar.partial"
-    with partial.open("wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
-            for name, source in _members(store, release, column, verdicts):
+    # A name of its own for each attempt, so that two of them cannot mix their bytes.
+    partial = cold / f"{release}.{uuid.uuid4().hex}.partial"
+    try:
+        with tarfile.open(partial, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            for name, source in _members(store, column, evidence):
                 _add(archive, name, source)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(target)
+        replace_file(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    for leftover in cold.glob(f"{release}.*.partial"):
+        leftover.unlink(missing_ok=True)  # of an attempt that was killed
     return ArchiveFile(
         release=release,
         file=target.name,
@@ -80,14 +87,11 @@ def write_archive(
     )
 
 
-def restore(cold: Path, archived: ArchiveFile, target: Path) -> dict[str, str]:
-    """Restores an archive into a new store folder, from the archive alone.
-
-    Returns:
-        Digest of each artifact that restored, every byte verified, by asset.
+def find_archive(cold: Path, archived: ArchiveFile) -> Path:
+    """The archive's file in cold storage, every byte checked.
 
     Raises:
-        ArtifactCorruptError: the file is not the one that was written, or damaged inside.
+        ArtifactCorruptError: it is gone, or not the one that was written.
     """
     file = cold / archived.file
     if not file.exists():
@@ -103,7 +107,19 @@ def restore(cold: Path, archived: ArchiveFile, target: Path) -> dict[str, str]:
             found=actual,
             cure="materialize archive again while the store still has the release",
         )
-    with tarfile.open(file) as archive:
+    return file
+
+
+def restore(cold: Path, archived: ArchiveFile, target: Path) -> dict[str, str]:
+    """Restores an archive into a new store folder, from the archive alone.
+
+    Returns:
+        Digest of each artifact that restored, every byte verified, by asset.
+
+    Raises:
+        ArtifactCorruptError: the file is not the one that was written, or damaged inside.
+    """
+    with tarfile.open(find_archive(cold, archived)) as archive:
         # The filter refuses members that would leave the folder (PEP 706).
         archive.extractall(target, filter="data")
     store = FolderStore(target)
@@ -138,13 +154,14 @@ def judge_restores(cold: Path, archived: ArchiveFile, scratch: Path) -> Judgemen
 
 def _members(
     store: Store,
-    release: str,
     column: Mapping[str, ArtifactHandle],
-    verdicts: Mapping[str, Verdict],
+    evidence: Record,
 ) -> Iterator[tuple[str, bytes | Path]]:
     """Names in the archive, with their content or the file that holds it."""
     manifests: list[dict[str, object]] = []
-    seen: set[str] = set()
+    # A blob that is there twice cannot be unpacked: the first one is read-only.
+    seen = {digest_of(b"{}")}
+    yield _blob(digest_of(b"{}")), b"{}"
     for asset, handle in sorted(column.items()):
         content = canonical_json(store.record(handle.digest))
         manifests.append(
@@ -162,12 +179,6 @@ def _members(
             if digest not in seen:
                 seen.add(digest)
                 yield _blob(digest), source
-    yield _blob(digest_of(b"{}")), b"{}"
-    evidence = {
-        "release": release,
-        "results": {name: handle.result.model_dump(mode="json") for name, handle in column.items()},
-        "verdicts": {name: verdict.model_dump(mode="json") for name, verdict in verdicts.items()},
-    }
     yield "evidence.json", canonical_json(evidence)
     yield "oci-layout", OCI_LAYOUT
     yield (

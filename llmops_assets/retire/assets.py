@@ -6,12 +6,12 @@ import dagster as dg
 
 from llmops_assets.deploy.assets import PRODUCTION_POOL
 from llmops_assets.evidence.gates import NOTHING_ROUTES, RESTORES
-from llmops_assets.evidence.verdicts import verdicts
 from llmops_assets.partitions import RELEASES
 from llmops_assets.platform import Platform
 from llmops_assets.release import Release
 from llmops_assets.reporting import explained, materialized
-from llmops_assets.retire.archive import write_archive
+from llmops_assets.reports.audit import audit
+from llmops_assets.retire.archive import ArchiveFile, find_archive, write_archive
 from llmops_assets.retire.withdrawal import (
     Deprecation,
     Removal,
@@ -19,10 +19,12 @@ from llmops_assets.retire.withdrawal import (
     slots_holding,
     take_off_routes,
 )
+from llmops_assets.serving.slots import Environment
 from llmops_assets.storage.artifacts import ArtifactHandle
 from llmops_assets.storage.columns import Action
 
 GROUP = "retire"
+ARCHIVE_POOL = "archive"
 AFTERWARDS = ("archive", "removed_version", "audit_record")
 """Assets that come after an archive and so cannot be in it."""
 
@@ -45,18 +47,24 @@ def deprecated_version(
     started = datetime.now(UTC)
     model = Release.parse(release).model
     platform.spec(release)  # a release that does not exist cannot be deprecated
-    take_off_routes(platform.routes, model, release, f"run {context.run_id}")
+    take_off_routes(platform.routes, model, release, f"run {context.run.run_id}")
     stopped: list[str] = []
-    for state in slots_holding(platform.slots, model, release):
-        platform.slots.drain(state.slot)
-        platform.slots.stop(state.slot)
-        stopped.append(str(state.slot))
+    for slot, deployment in slots_holding(platform.slots, model, release):
+        platform.slots.drain(slot)
+        platform.slots.stop(slot, deployment)
+        stopped.append(str(slot))
     action = Action(asset="deprecated_version", media_type="application/vnd.llmops.deprecation.v1")
     document = Deprecation(release=release, stopped=tuple(stopped), time=started)
     return materialized(platform, platform.columns.record(release, action, document, started))
 
 
-@dg.asset(partitions_def=RELEASES, group_name=GROUP, owners=["team:platform"], kinds={"oci", "tar"})
+@dg.asset(
+    partitions_def=RELEASES,
+    group_name=GROUP,
+    owners=["team:platform"],
+    kinds={"oci", "tar"},
+    pool=ARCHIVE_POOL,
+)
 @explained()
 def archive(
     context: dg.AssetExecutionContext,
@@ -74,7 +82,7 @@ def archive(
         platform.settings.cold,
         release,
         {asset: handle for asset, handle in column.items() if asset not in AFTERWARDS},
-        verdicts(platform.store, release),
+        audit(platform.columns, platform.routes, release).model_dump(mode="json"),
         deprecated_version.result.finished + keep,
     )
     action = Action(
@@ -103,11 +111,13 @@ def removed_version(
     started = datetime.now(UTC)
     model = Release.parse(release).model
     platform.require(release, [NOTHING_ROUTES, RESTORES], platform.column(release))
-    refuse_if_serving(platform.routes, model, release)
+    route, _ = platform.routes.current(Environment.PRODUCTION, model)
+    refuse_if_serving(route, release)
+    find_archive(platform.settings.cold, ArchiveFile.model_validate_json(archive.document))
     cleared: list[str] = []
-    for state in slots_holding(platform.slots, model, release):
-        platform.slots.clear(state.slot)
-        cleared.append(str(state.slot))
+    for slot, deployment in slots_holding(platform.slots, model, release):
+        platform.slots.clear(slot, deployment)
+        cleared.append(str(slot))
     action = Action(
         asset="removed_version",
         media_type="application/vnd.llmops.removal.v1",

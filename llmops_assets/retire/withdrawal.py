@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from llmops_assets.errors import LifecycleOrderError
 from llmops_assets.evidence.verdicts import Judgement
-from llmops_assets.serving.routes import Routes
-from llmops_assets.serving.slots import Environment, Slots, SlotState
+from llmops_assets.serving.routes import Route, Routes
+from llmops_assets.serving.slots import Deployment, Environment, Slot, Slots
 
 
 class Deprecation(BaseModel):
@@ -34,13 +34,15 @@ class Removal(BaseModel):
     time: datetime
 
 
-def refuse_if_serving(routes: Routes, model: str, release: str) -> None:
+def refuse_if_serving(route: Route | None, release: str) -> None:
     """Makes sure that production does not depend on a release.
 
+    Args:
+        route: production's.
+
     Raises:
-        LifecycleOrderError: production's route gives it traffic.
+        LifecycleOrderError: the route gives it traffic.
     """
-    route, _ = routes.current(Environment.PRODUCTION, model)
     if route is not None and any(
         target.release == release and target.weight > 0 for target in route.targets
     ):
@@ -59,9 +61,12 @@ def take_off_routes(routes: Routes, model: str, release: str, actor: str) -> Non
         LifecycleOrderError: it serves in production.
         RefConflictError, GatewayError: a route could not be changed.
     """
-    refuse_if_serving(routes, model, release)
-    for environment in Environment:
+    for environment in (Environment.PRODUCTION, Environment.STAGING):
         route, digest = routes.current(environment, model)
+        if environment is Environment.PRODUCTION:
+            # Of the very route that is changed below: a rollback in between, which makes
+            # the release serve, makes that change fail.
+            refuse_if_serving(route, release)
         if route is None or all(target.release != release for target in route.targets):
             continue
         targets = tuple(target for target in route.targets if target.release != release)
@@ -71,10 +76,10 @@ def take_off_routes(routes: Routes, model: str, release: str, actor: str) -> Non
         )  # fmt: skip
 
 
-def slots_holding(slots: Slots, model: str, release: str) -> tuple[SlotState, ...]:
-    """The slots of any environment that hold a release, running or not."""
+def slots_holding(slots: Slots, model: str, release: str) -> tuple[tuple[Slot, Deployment], ...]:
+    """The slots of any environment that hold a release, running or not, with what they hold."""
     return tuple(
-        state
+        (state.slot, state.deployment)
         for environment in Environment
         for state in slots.slots(environment, model)
         if state.deployment is not None and state.deployment.release == release
@@ -103,7 +108,7 @@ def judge_nothing_routes(routes: Routes, model: str, release: str) -> Judgement:
 
 def judge_gone(slots: Slots, model: str, release: str) -> Judgement:
     """No slot holds the release."""
-    holding = [str(state.slot) for state in slots_holding(slots, model, release)]
+    holding = [str(slot) for slot, _ in slots_holding(slots, model, release)]
     return Judgement(
         passed=not holding,
         measured={"slots": holding},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import subprocess
@@ -27,6 +28,7 @@ from llmops_assets.serving.envoy_config import Message
 from llmops_assets.serving.routes import Route
 from llmops_assets.serving.slots import Environment
 
+logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.01
 # Forwarding is cheap: 0.2 ms a request were measured. The cores are for the models.
 WORKER_THREADS = 2
@@ -116,8 +118,19 @@ class EnvoyGateway:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = FileLock(folder / "lock", timeout=timeout_seconds)
 
-    def bootstrap(self, ports: Mapping[Environment, int], host: str = "127.0.0.1") -> Path:
+    def bootstrap(
+        self,
+        ports: Mapping[Environment, int],
+        host: str = "127.0.0.1",
+        access_log: Path | None = None,
+    ) -> Path:
         """Writes what Envoy starts with, and empty dynamic files where there are none.
+
+        Args:
+            ports: of the listeners.
+            host: their IP address.
+            access_log: file for one JSON object a request; `access.log` in the gateway's
+                folder by default, which nobody rotates.
 
         Raises:
             GatewayError: the admin socket's path is too long, or Envoy finds fault.
@@ -133,7 +146,7 @@ class EnvoyGateway:
             ports=ports,
             host=host,
             admin_socket=self.admin.socket,
-            access_log=self.access_log,
+            access_log=access_log or self.access_log,
             clusters=self._clusters.file,
             routes={environment: watch.file for environment, watch in self._routes.items()},
         )
@@ -218,7 +231,11 @@ class EnvoyGateway:
                     _write(file, content)
                 raise
             kept = {name: known[name] for name in known.keys() & used_elsewhere} | wanted
-            self._publish(self._clusters, envoy_config.cluster_response(kept))
+            try:
+                self._publish(self._clusters, envoy_config.cluster_response(kept))
+            except GatewayError as error:
+                # The routes are in use; clusters too many do no harm and go next time.
+                logger.warning("clusters that nothing uses stay for now: %s", error)
 
     def applied(self, environment: Environment) -> Mapping[str, int]:
         """See `Gateway.applied`: read from Envoy, not from its files."""
@@ -309,7 +326,7 @@ def envoy_command(bootstrap_file: Path) -> list[str]:
         # Its shared memory is one per machine and outlives a killed Envoy. Without it
         # several stacks run side by side, and a restart finds nothing stale.
         "--disable-hot-restart",
-        # The access log is read to judge a canary; the default of 10 s is too old.
+        # Who looks into the access log wants the last second as well; the default is 10 s.
         "--file-flush-interval-msec",
         str(ACCESS_LOG_FLUSH_MILLISECONDS),
         "--concurrency",

@@ -22,10 +22,6 @@ class Colour(StrEnum):
     BLUE = "blue"
     GREEN = "green"
 
-    @property
-    def other(self) -> Colour:
-        return Colour.GREEN if self is Colour.BLUE else Colour.BLUE
-
 
 @dataclass(frozen=True)
 class Slot:
@@ -91,19 +87,25 @@ class Slots(Protocol):
         ...
 
     def state(self, slot: Slot) -> SlotState:
-        """What the slot holds now, asked of the server itself where it runs."""
+        """What the slot holds now, and whether its server says that it is ready."""
         ...
 
     def drain(self, slot: Slot) -> None:
         """Waits until the slot has no running request, at most the drain time of the settings."""
         ...
 
-    def stop(self, slot: Slot) -> None:
-        """Ends the server; the slot keeps its files. Stopping a stopped slot does nothing."""
+    def stop(self, slot: Slot, deployment: Deployment) -> None:
+        """Ends the server, if the slot still holds `deployment`; the slot keeps its files.
+
+        A slot that was filled with something else meanwhile is left alone.
+        """
         ...
 
-    def clear(self, slot: Slot) -> None:
-        """Ends the server and removes the slot's files: the version is gone from Triton."""
+    def clear(self, slot: Slot, deployment: Deployment) -> None:
+        """Ends the server and removes the slot's files: the version is gone from Triton.
+
+        A slot that was filled with something else meanwhile is left alone.
+        """
         ...
 
     def slots(self, environment: Environment, model: str) -> tuple[SlotState, ...]:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from llmops_assets.errors import LifecycleOrderError, RefConflictError, StoreError
@@ -107,6 +108,11 @@ class Columns:
         record = self.store.resolve(_ref(release, asset))
         return None if record is None else Result.model_validate(self.store.record(record))
 
+    def published(self, release: str, asset: str) -> Result | None:
+        """What the asset published in this release, if the store still has its bytes whole."""
+        result = self.find(release, asset)
+        return result if result is not None and self._intact(result) else None
+
     def get(self, release: str, asset: str) -> Result:
         """What the asset published in this release.
 
@@ -129,6 +135,14 @@ class Columns:
             for name, record in self.store.refs(f"releases/{release}")
         }
 
+    def history(self, release: str, asset: str) -> Iterator[Result]:
+        """All that the asset published in this release, oldest first.
+
+        What a killed run logged without making it the release's may be among them.
+        """
+        for entry in self.store.log(_ref(release, asset)):
+            yield Result.model_validate(entry.record)
+
     def releases(self, model: str) -> list[str]:
         """Keys of the model's releases that froze a spec, oldest first."""
         return list(
@@ -150,11 +164,11 @@ class Columns:
         Raises:
             LifecycleOrderError: damaged bytes came out differently this time.
         """
-        published = self.find(release, action.asset)
-        if published is not None and self._intact(published):
+        published = self.published(release, action.asset)
+        if published is not None:
             return published
         name = f"{action.asset}-{action.digest[7:23]}"
-        with FileLock(_made(self.work) / f"{name}.making"):
+        with self._alone(_made(self.work) / f"{name}.making"):
             result = self._reuse(release, action) or self._make(
                 release, action, make, self.work / name
             )
@@ -197,6 +211,20 @@ class Columns:
                     found=result.artifact,
                     cure=f"make a new release: `llmops release {result.release.split('.')[0]}`",
                 ) from error
+
+    @contextmanager
+    def _alone(self, path: Path) -> Iterator[None]:
+        """Waits, for as long as it takes and saying so, until no other process makes the action."""
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning("another run makes the same artifact; waiting for its end (%s)", path)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _log(self, result: Result) -> str:
         log = f"releases/{result.release}/{result.asset}"

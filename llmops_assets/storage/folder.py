@@ -5,6 +5,7 @@
     refs/<name>                     one digest each
     logs/<name>/<sequence>          one record digest each
     checkouts/<hex>/                an artifact's files under their names, made when first opened
+    locks/, tmp/                    of writers at work
 
 Nothing is half-visible: content is written beside, flushed, and renamed or linked into
 place. `index.json` of the OCI layout is not kept, as it would be one file that every
@@ -50,7 +51,8 @@ EMPTY_DESCRIPTOR = {
     "digest": digest_of(EMPTY),
     "size": len(EMPTY),
 }
-LOCK_TIMEOUT_SECONDS = 30.0
+# Long enough for another process to copy a large artifact out of the blobs.
+LOCK_TIMEOUT_SECONDS = 600.0
 
 
 class FolderStore:
@@ -61,7 +63,9 @@ class FolderStore:
         self._blobs = root / "blobs" / "sha256"
         self._checkouts = root / "checkouts"
         self._temporary = root / "tmp"
-        for folder in (self._blobs, self._checkouts, self._temporary, root / "refs", root / "logs"):
+        for folder in ("refs", "logs", "locks/checkouts"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        for folder in (self._blobs, self._checkouts, self._temporary):
             folder.mkdir(parents=True, exist_ok=True)
         layout = root / "oci-layout"
         if not layout.exists():
@@ -113,19 +117,16 @@ class FolderStore:
 
     def open(self, digest: str) -> tuple[Artifact, Path]:
         artifact = self.describe(digest)
-        checkout = self._checkouts / check_digest(digest)
-        if checkout.exists() and _damage(artifact, checkout) is not None:
-            # The blobs may be whole, or mended since: the checkout only repeats them.
-            shutil.rmtree(checkout)
-        if not checkout.exists():
-            self._check_out(artifact, checkout)
-            if (damage := _damage(artifact, checkout)) is not None:
-                raise ArtifactCorruptError(
-                    f"Artifact {digest} is damaged in the store",
-                    found=damage,
-                    cure="materialize the asset that made it again (the same bytes mend it), "
-                    f"or restore the file below {self._blobs} from an archive",
-                )
+        hex_digest = check_digest(digest)
+        checkout = self._checkouts / hex_digest
+        # One process at a time judges and mends a checkout: another may be using it.
+        with self._locked(f"checkouts/{hex_digest}"):
+            if not checkout.exists():
+                self._check_out(artifact, checkout)
+            elif not _is_whole(artifact, checkout):
+                # The blobs may be whole, or mended since: the checkout only repeats them.
+                _discard(checkout, self._temporary)
+                self._check_out(artifact, checkout)
         return artifact, checkout
 
     def resolve(self, ref: str) -> str | None:
@@ -221,7 +222,8 @@ class FolderStore:
     def _put_bytes(self, content: bytes) -> str:
         digest = digest_of(content)
         blob = self._blob(digest)
-        if not blob.exists():
+        # What is there is read again, so that putting the right bytes mends a blob.
+        if not blob.exists() or blob.read_bytes() != content:
             with self._temporary_file() as (file, beside):
                 file.write(content)
                 _sync(file)
@@ -248,22 +250,43 @@ class FolderStore:
         _sync_directory(blob.parent)
 
     def _check_out(self, artifact: Artifact, checkout: Path) -> None:
+        """Copies an artifact's blobs to their names, checking each byte on the way.
+
+        Raises:
+            StoreError: a blob is missing, or the file system does not take the copy.
+            ArtifactCorruptError: a blob is damaged.
+        """
+        cure = (
+            "materialize the asset that made it again (the same bytes mend it), or restore the "
+            f"file below {self._blobs} from an archive"
+        )
         beside = Path(tempfile.mkdtemp(dir=self._temporary))
         try:
             for file in artifact.files:
                 target = beside / file.path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    copy_file(self._blob(file.digest), target)
+                    found = copy_file(self._blob(file.digest), target)
                 except FileNotFoundError as error:
                     raise StoreError(
                         f"The store lacks {file.path} of artifact {artifact.digest}",
                         expected=f"blob {file.digest}",
-                        cure="restore it from a backup or archive",
+                        cure=cure,
                     ) from error
-            # Another process may have been faster; its checkout is as good as ours.
-            with contextlib.suppress(FileExistsError, OSError):
-                beside.rename(checkout)
+                except OSError as error:
+                    raise StoreError(
+                        f"{file.path} of artifact {artifact.digest} cannot be copied",
+                        found=error,
+                        cure=f"check space and permissions of {self.root}, then try again",
+                    ) from error
+                if found != file.digest:
+                    raise ArtifactCorruptError(
+                        f"Artifact {artifact.digest} is damaged in the store",
+                        expected=f"{file.path} with {file.size} bytes and digest {file.digest}",
+                        found=f"{target.stat().st_size} bytes with digest {found}",
+                        cure=cure,
+                    )
+            beside.rename(checkout)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
@@ -274,6 +297,11 @@ class FolderStore:
             _sync(file)
             beside.rename(path)
         _sync_directory(path.parent)
+
+    def sweep(self) -> None:
+        """Removes what killed writers left behind. Only while nobody writes."""
+        shutil.rmtree(self._temporary)
+        self._temporary.mkdir()
 
     @contextlib.contextmanager
     def _temporary_file(self):
@@ -287,7 +315,7 @@ class FolderStore:
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        lock = FileLock(self.root / f"{name}.lock", timeout=LOCK_TIMEOUT_SECONDS)
+        lock = FileLock(self.root / "locks" / f"{name}.lock", timeout=LOCK_TIMEOUT_SECONDS)
         try:
             with lock:
                 yield
@@ -320,18 +348,26 @@ def _regular_files(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(directory).as_posix())
 
 
-def _damage(artifact: Artifact, checkout: Path) -> str | None:
-    """What differs between a checkout and its manifest, or None."""
-    found = {path.relative_to(checkout).as_posix() for path in _regular_files(checkout)}
+def _is_whole(artifact: Artifact, checkout: Path) -> bool:
+    """Whether a checkout holds exactly the artifact's bytes; files too many are removed."""
     expected = {file.path for file in artifact.files}
-    if found != expected:
-        return f"missing or surplus files: {sorted(found ^ expected)[:5]}"
-    for file in artifact.files:
-        actual = hash_file(checkout / file.path)
-        if actual != file.digest:
-            size = (checkout / file.path).stat().st_size
-            return f"{file.path} has {size} of {file.size} bytes and digest {actual}"
-    return None
+    for path in list(checkout.rglob("*")):
+        # Such as bytecode or a lock file of a tool. The folder is in use: it must stay.
+        if (path.is_symlink() or not path.is_dir()) and (
+            path.relative_to(checkout).as_posix() not in expected
+        ):
+            path.unlink()
+    return all(
+        (checkout / file.path).is_file() and hash_file(checkout / file.path) == file.digest
+        for file in artifact.files
+    )
+
+
+def _discard(folder: Path, temporary: Path) -> None:
+    """Takes a folder away in one step, then removes it at leisure."""
+    aside = temporary / uuid.uuid4().hex
+    folder.rename(aside)
+    shutil.rmtree(aside)
 
 
 def _sync(file) -> None:

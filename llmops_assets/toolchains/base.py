@@ -43,7 +43,19 @@ class EngineToolchain(Protocol):
     name: str
 
     def versions(self) -> Mapping[str, str]:
-        """Versions that decide what the tools produce. Part of every action digest."""
+        """All that decides what the tools produce, beside inputs and parameters.
+
+        Packages, our own sources, the machine where it matters. Part of every action
+        digest.
+        """
+        ...
+
+    def check_weights(self, converted: Path) -> None:
+        """Checks that converted weights are complete.
+
+        Raises:
+            ToolchainError: they are not.
+        """
         ...
 
     def conversion_parameters(self, engine: Engine) -> Mapping[str, Any]:
@@ -91,7 +103,7 @@ class EngineToolchain(Protocol):
     ) -> Facts:
         """Local inference: the engine beside its checkpoint on the evaluation data.
 
-        Writes `predictions.parquet` and `validation.json`, see `build/validation.py`.
+        Writes `predictions.parquet` and `validation.json`, see `build/judgements.py`.
 
         Raises:
             ToolError, ToolchainError: the tool failed.

@@ -28,9 +28,8 @@ from ..release_rig import SPEC
 
 RELEASE = "parrot.v1"
 PARROT = parse_spec(SPEC, "test")
-DIGESTS = {
-    asset: digest_of(asset.encode()) for gate in PROVEN for asset in gate.subjects
-}  # fmt: skip
+DIGESTS = {asset: digest_of(asset.encode()) for gate in PROVEN for asset in gate.subjects}
+OTHER = digest_of(b"other")
 
 
 @pytest.fixture
@@ -43,9 +42,15 @@ def judgement(passed: bool, reason: str = "because") -> Judgement:
 
 
 def judge(
-    store: FolderStore, gate: Gate, passed: bool = True, spec: ModelSpec = PARROT, **other: str
+    store: FolderStore,
+    gate: Gate,
+    passed: bool = True,
+    spec: ModelSpec = PARROT,
+    other: str | None = None,
 ) -> None:
-    record_verdict(store, RELEASE, gate, spec, judgement(passed), {**DIGESTS, **other}, "run")
+    """Records a verdict about `DIGESTS`, but for the asset `other`, whose bytes are others."""
+    digests = DIGESTS if other is None else {**DIGESTS, other: OTHER}
+    record_verdict(store, RELEASE, gate, spec, judgement(passed), digests, "run")
 
 
 def refused(
@@ -94,11 +99,10 @@ def test_newest_verdict_wins_both_ways(store: FolderStore) -> None:
 @pytest.mark.parametrize("subject", ACCURACY.subjects)
 def test_verdict_about_other_bytes_is_refused(store: FolderStore, subject: str) -> None:
     """An old pass must not clear a rebuilt artifact, whichever of the subjects it is."""
-    other = digest_of(b"other")
-    judge(store, ACCURACY, **{subject: other})
+    judge(store, ACCURACY, other=subject)
     message = str(refused(store, ACCURACY))
     assert subject in message
-    assert other in message
+    assert OTHER in message
     assert DIGESTS[subject] in message
 
 
@@ -132,7 +136,7 @@ def test_new_way_of_judging_makes_the_verdict_stale(store: FolderStore) -> None:
 def test_all_objections_are_named_with_their_cures(store: FolderStore) -> None:
     """At night one wants the whole list, not one refusal after the other."""
     judge(store, ACCURACY, passed=False)
-    judge(store, CHECKPOINT_SAFE, checkpoint=digest_of(b"other"))
+    judge(store, CHECKPOINT_SAFE, other="checkpoint")
     error = refused(store, *BUILT)
     for gate in BUILT:
         assert f"{gate.name}: " in str(error.found)
@@ -183,14 +187,13 @@ def test_a_yes_needs_every_newest_verdict_to_be_right(
     """Whatever was recorded before, in any order, only the last word of each gate counts."""
     store = FolderStore(tmp_path_factory.mktemp("verdicts"))
     chosen = (ACCURACY, CHECKPOINT_SAFE, all_gates.PARITY)
-    stale = parse_spec(SPEC.replace("accuracy: {exact_match: 0.9, e", "accuracy: {exact_match: 1, e"),
-                       "test")  # fmt: skip
+    stale = parse_spec(SPEC.replace("exact_match: 0.9, e", "exact_match: 1, e"), "test")
     for gate, history in zip(chosen, histories, strict=True):
         for kind in history:
             if kind == "policy":
                 judge(store, replace(gate, version=9), spec=stale)
             elif kind == "other":
-                judge(store, gate, **{gate.subjects[0]: digest_of(b"other")})
+                judge(store, gate, other=gate.subjects[0])
             elif kind != "none":
                 judge(store, gate, passed=kind == "passed")
     last = [next((k for k in reversed(h) if k != "none"), "none") for h in histories]

@@ -37,12 +37,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class KilledTraining:
     """What was seen when the first release's training was killed and started again."""
 
+    tools: int
+    """Processes that the killed worker had started."""
     survivors: list[str]
     """Processes that outlived the killed worker."""
     saved_step: int
     """Of the state that the killed training left."""
-    first_step_after: int
-    """The first that the next training reported."""
+    log_lines: int
+    """Of the killed training; the resumed one's come after them."""
 
 
 @dataclass(frozen=True)
@@ -88,18 +90,9 @@ def first_release(user: StackUser) -> FirstRelease:
     Its training is killed once on the way, and resumed: a training of its own for that
     would cost another minute.
     """
-    commit = user.commit_spec()
-    key, run = user.start_release(commit)
-    states = "checkpoint-*/scratch/resume/state.safetensors"
-    tools = kill_when(user.worker(run), lambda: list(user.settings.work.glob(states)))
-    left = survivors(tools)
-    user.expect_death(run)
-    saved = _saved_step(next(user.settings.work.glob(states)))
-    log = user.platform.tool_log(key, "checkpoint")
-    lines_before = len(log.read_text().splitlines())
-
+    key, commit = user.new_key(), user.commit_spec()
+    training = _kill_training(user, key, commit)
     user.expect_success(user.start_release(commit, key)[1])
-    training = KilledTraining(left, saved, _first_step(log, lines_before))
     return FirstRelease(key, commit, training, user.promote(key))
 
 
@@ -119,18 +112,20 @@ def spare_release(user: StackUser, first_release: FirstRelease) -> str:
     return user.release()
 
 
+def _kill_training(user: StackUser, key: str, commit: str) -> KilledTraining:
+    """Starts a release and kills its worker when the training has saved its state."""
+    _, run = user.start_release(commit, key)
+    states = "checkpoint-*/scratch/resume/state.safetensors"
+    tools = kill_when(user.worker(run), lambda: list(user.settings.work.glob(states)))
+    left = survivors(tools)
+    user.expect_death(run)
+    saved = _saved_step(next(user.settings.work.glob(states)))
+    log = user.platform.tool_log(key, "checkpoint")
+    return KilledTraining(len(tools), left, saved, len(log.read_text().splitlines()))
+
+
 def _saved_step(state: Path) -> int:
     """The step of a training's saved state, from the header of the safetensors file."""
     with state.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return int(header["__metadata__"]["step"])
-
-
-def _first_step(log: Path, lines_before: int) -> int:
-    """The first step that a training reported, in what its log has gained."""
-    gained = log.read_text().splitlines()[lines_before:]
-    return next(
-        json.loads(line.removeprefix("@progress "))["step"]
-        for line in gained
-        if line.startswith("@progress ")
-    )

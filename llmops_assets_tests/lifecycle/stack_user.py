@@ -69,7 +69,7 @@ class StackUser:
         """
         self.settings = settings
         self.platform = Platform(settings)
-        self._spec: dict[str, Any] = yaml.safe_load(spec.read_text(encoding="utf-8"))
+        self.spec: Mapping[str, Any] = yaml.safe_load(spec.read_text(encoding="utf-8"))
         # Keys name seconds; two releases within one need different ones.
         self._seconds = itertools.count()
         self._began = datetime.now(UTC)
@@ -90,9 +90,14 @@ class StackUser:
     def gateway_url(self) -> str:
         return stack.endpoints(self.settings).gateway_url
 
+    @property
+    def known_answers(self) -> dict[str, str]:
+        """The spec's known questions with their answers."""
+        return {known["prompt"]: known["answer"] for known in self.spec["serving"]["known_answers"]}
+
     def commit_spec(self, **changes: Any) -> str:
-        """Commits the example's spec with some keys changed, nested ones too. Returns the commit."""
-        content = yaml.safe_dump(_merged(self._spec, changes), allow_unicode=True, sort_keys=False)
+        """Commits the example's spec with some keys changed, at any depth. Returns the commit."""
+        content = yaml.safe_dump(_merged(self.spec, changes), allow_unicode=True, sort_keys=False)
         (self.settings.models / f"{MODEL}.yaml").write_text(content, encoding="utf-8")
         self._git("add", "--all")
         self._git("commit", "--quiet", "--allow-empty", "--message", "a spec")
@@ -153,7 +158,7 @@ class StackUser:
         """
         self.wait_until(
             f"the failure of run {run}, whose worker was killed",
-            lambda: self.run(run).is_finished and run not in sum(self.pools_taken().values(), []),
+            lambda: self.run(run).is_finished and run not in self.runs_in_pools(),
             DEATH_NOTICED_SECONDS,
         )
         assert self.run(run).status is DagsterRunStatus.FAILURE
@@ -235,29 +240,32 @@ class StackUser:
             time.sleep(POLL_SECONDS)
         raise TimeoutError(f"run {run} started no worker within {WORKER_START_SECONDS:.0f} s")
 
-    def materialization(self, asset: str, partition: str) -> AssetMaterialization:
-        """The newest event by which Dagster shows an asset of a release (or of a model)."""
-        found = self.dagster.fetch_materializations(
-            AssetRecordsFilter(AssetKey(asset), asset_partitions=[partition]), limit=1
+    def materializations(self, asset: str, partition: str) -> list[AssetMaterialization]:
+        """The events by which Dagster shows an asset of a release (or of a model), newest first."""
+        records = self.dagster.fetch_materializations(
+            AssetRecordsFilter(AssetKey(asset), asset_partitions=[partition]), limit=100
         ).records
-        assert found, f"{asset} of {partition} was never materialized"
-        event = found[0].asset_materialization
-        assert event is not None
-        return event
+        return [event for record in records if (event := record.asset_materialization) is not None]
 
-    def pools_taken(self) -> dict[str, list[str]]:
-        """Runs that hold a place in a pool, by pool."""
+    def materialization(self, asset: str, partition: str) -> AssetMaterialization:
+        """The newest of them."""
+        found = self.materializations(asset, partition)
+        assert found, f"{asset} of {partition} was never materialized"
+        return found[0]
+
+    def runs_in_pools(self) -> set[str]:
+        """Runs that hold a place in a pool."""
         storage = self.dagster.event_log_storage
-        taken = {
-            pool: [slot.run_id for slot in storage.get_concurrency_info(pool).claimed_slots]
+        return {
+            place.run_id
             for pool in storage.get_concurrency_keys()
+            for place in storage.get_concurrency_info(pool).claimed_slots
         }
-        return {pool: runs for pool, runs in taken.items() if runs}
 
     def _git(self, *arguments: str) -> str:
         done = subprocess.run(
             [
-                "git", "-C", str(self.settings.models),
+                "git", "-C", str(self.settings.models.parent),
                 "-c", f"user.name={REQUESTER}", "-c", f"user.email={REQUESTER}@example.org",
                 *arguments,
             ],
@@ -270,12 +278,15 @@ class StackUser:
 
 
 def _merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with changes; a mapping with another `source` replaces the former one."""
+    """The content with changes; a section with another `source` replaces the former one."""
     merged = dict(content)
     for key, value in changes.items():
         former = merged.get(key)
-        alike = isinstance(former, Mapping) and isinstance(value, Mapping)
-        if alike and value.get("source") in (None, former.get("source")):
+        if (
+            isinstance(former, Mapping)
+            and isinstance(value, Mapping)
+            and value.get("source", former.get("source")) == former.get("source")
+        ):
             merged[key] = _merged(former, value)
         else:
             merged[key] = value

@@ -230,7 +230,7 @@ def test_damaged_artifact_cannot_become_another(columns: Columns) -> None:
 
 def test_get_names_what_to_materialize(columns: Columns) -> None:
     """An asset asked for too early is the commonest mistake in the UI."""
-    with pytest.raises(LifecycleOrderError, match="materialize engine of partition m.v1"):
+    with pytest.raises(LifecycleOrderError, match=r"materialize engine of partition m.v1"):
         columns.get("m.v1", "engine")
 
 
@@ -244,7 +244,9 @@ def test_record_replaces_and_keeps_the_history(columns: Columns) -> None:
     one = columns.record("m.v1", action, Event(what="first"), datetime.now(UTC))
     two = columns.record("m.v1", action, Event(what="second"), datetime.now(UTC))
     assert columns.get("m.v1", "staging_deployment") == two
-    log = [entry.record["artifact"] for entry in columns.store.log("releases/m.v1/staging_deployment")]
+    log = [
+        entry.record["artifact"] for entry in columns.store.log("releases/m.v1/staging_deployment")
+    ]
     assert log == [one.artifact, two.artifact]
     folder = columns.store.open(two.artifact)[1]
     assert Event.model_validate_json((folder / DOCUMENT).read_text()).what == "second"

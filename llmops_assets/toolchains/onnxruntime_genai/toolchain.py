@@ -24,6 +24,7 @@ from llmops_assets.toolchains.onnxruntime_genai.engine_directory import (
     read_sidecar,
 )
 from llmops_assets.tools import ToolRunner, module_command
+from llmops_assets.versions import source_version
 
 NAME = "onnxruntime_genai"
 # What decides the bytes of converted weights and engines.
@@ -42,13 +43,13 @@ class OnnxRuntimeGenAIToolchain:
     name = NAME
 
     def versions(self) -> Mapping[str, str]:
-        """Versions of the packages that make the engine.
+        """Versions of the packages and of our own sources, and the machine's architecture.
 
         Raises:
-            ToolchainError: one is not installed.
+            ToolchainError: a package is not installed.
         """
         try:
-            return {name: importlib.metadata.version(name) for name in DISTRIBUTIONS}
+            packages = {name: importlib.metadata.version(name) for name in DISTRIBUTIONS}
         except importlib.metadata.PackageNotFoundError as error:
             raise ToolchainError(
                 "The CPU toolchain is not installed",
@@ -56,6 +57,15 @@ class OnnxRuntimeGenAIToolchain:
                 found=f"no {error.name}",
                 cure="install llmops-assets with its cpu extra: pip install 'llmops-assets[cpu]'",
             ) from error
+        return {
+            **packages,
+            "llmops_assets": source_version(Path(__file__).parent),
+            # The builder and the quantiser pick what suits the machine they run on.
+            "architecture": Target.here().architecture,
+        }
+
+    def check_weights(self, converted: Path) -> None:
+        check_model_directory(converted)
 
     def conversion_parameters(self, engine: Engine) -> Mapping[str, Any]:
         # Always full precision, so that another precision needs only another build.

@@ -1,0 +1,55 @@
+"""Weights and data that a spec names by path: where they may be, and that they hold still."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmops_assets.errors import DataError
+from llmops_assets.settings import Settings
+from llmops_assets.storage.store import content_digest
+
+
+def find_source(settings: Settings, path: Path) -> Path:
+    """The file or folder that a spec means.
+
+    A spec comes with a push; it must not be able to pull any file that the platform can
+    read, such as its keys, into the store.
+
+    Args:
+        path: as in the spec; a relative one counts from the folder that holds `models/`.
+
+    Raises:
+        DataError: it is outside of the folders that specs may take from, or missing.
+    """
+    repository = settings.models.parent
+    allowed = [repository, *([settings.sources] if settings.sources is not None else [])]
+    found = (repository / path).resolve()
+    if not any(found.is_relative_to(folder.resolve()) for folder in allowed):
+        raise DataError(
+            f"A spec may not take weights or data from {found}",
+            expected="a path below " + " or ".join(str(folder) for folder in allowed),
+            found=path,
+            cure="move it there, or set LLMOPS_SOURCES to a folder that specs may take from",
+        )
+    if not found.exists():
+        raise DataError(
+            f"There is nothing at {found}",
+            expected="a file or folder",
+            cure="correct the path in the spec; it counts from the folder that holds models/",
+        )
+    return found
+
+
+def hold_still(path: Path, digest: str) -> None:
+    """Checks that a source is what it was when its digest was taken.
+
+    Raises:
+        DataError: it changed while it was read; what was read has no name.
+    """
+    if (actual := content_digest(path)) != digest:
+        raise DataError(
+            f"{path} changed while it was read",
+            expected=digest,
+            found=actual,
+            cure="wait until nobody writes there, then materialize the asset again",
+        )

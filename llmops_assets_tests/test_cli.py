@@ -1,0 +1,227 @@
+"""The command line: exit codes that scripts rely on, and messages in place of stack traces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from llmops_assets.cli import main
+from llmops_assets.settings import get_settings
+
+from .conftest import free_port
+from .fakes import HttpDouble
+from .release_rig import SPEC
+
+GOOD = {
+    "addDynamicPartition": {"__typename": "AddDynamicPartitionSuccess"},
+    "launchRun": {"__typename": "LaunchRunSuccess", "run": {"runId": "run-1"}},
+}
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A state folder and specs of the test's own."""
+    monkeypatch.setenv("LLMOPS_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("LLMOPS_MODELS", str(tmp_path / "models"))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "parrot.yaml").write_text(SPEC)
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def dagster() -> Iterator[HttpDouble]:
+    """A double of the web server: takes every run, which fails at once."""
+
+    def respond(_: str, body: dict[str, Any]) -> tuple[int, Any]:
+        event = {
+            "__typename": "ExecutionStepFailureEvent",
+            "stepKey": "evaluation_gates",
+            "failureMetadata": {"description": "Gate accuracy failed."},
+        }
+        page = {"__typename": "EventConnection", "cursor": "1", "hasMore": False, "events": [event]}
+        answers = {
+            **GOOD,
+            "runOrError": {"__typename": "Run", "status": "FAILURE"},
+            "logsForRun": page,
+        }
+        return 200, {"data": {k: v for k, v in answers.items() if k in body["query"]}}
+
+    with HttpDouble(respond) as double:
+        yield double
+
+
+def llmops(*arguments: str) -> Result:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return result
+
+
+def test_schema_is_json_for_editors() -> None:
+    """`llmops spec schema > schema.json` is how an editor learns it."""
+    result = llmops("spec", "schema")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["title"] == "LLMOps Assets model spec"
+
+
+def test_validate_tells_good_from_bad_files(tmp_path: Path) -> None:
+    """CI runs it over all specs: one bad one fails, and every file is reported."""
+    good = tmp_path / "models" / "parrot.yaml"
+    bad = tmp_path / "models" / "other.yaml"
+    bad.write_text(SPEC.replace("owner: team:tests", "owner: nobody"))
+    assert llmops("spec", "validate", str(good)).exit_code == 0
+    result = llmops("spec", "validate", str(bad), str(good), str(tmp_path / "missing.yaml"))
+    assert result.exit_code == 1
+    assert f"ok: {good}" in result.stdout
+    assert "line 3: owner" in result.stderr
+    assert "There is no spec" in result.stderr
+
+
+def test_validate_without_files_is_a_usage_error() -> None:
+    """A glob that matched nothing must not look like success."""
+    assert llmops("spec", "validate").exit_code == 2
+
+
+def test_settings_shows_values_and_variables(tmp_path: Path) -> None:
+    """It is the documentation of all settings."""
+    result = llmops("settings")
+    assert result.exit_code == 0
+    assert f"LLMOPS_STATE={tmp_path / 'state'}" in result.stdout
+    assert "LLMOPS_THREADS=2" in result.stdout
+
+
+def test_wrong_setting_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command reads the settings first."""
+    monkeypatch.setenv("LLMOPS_THREADS", "many")
+    get_settings.cache_clear()
+    for arguments in (["settings"], ["release", "parrot"], ["status"]):
+        result = llmops(*arguments)
+        assert result.exit_code == 2
+        assert "LLMOPS_THREADS=many" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["release", "no-such-model"], "There is no spec"),
+        (["release", "parrot.x1"], "origin is malformed"),
+        (["release", "Parrot"], "model's name cannot be used"),
+        (["promote", "parrot"], "release key is malformed"),
+        (["observe", "parrot.m1"], "origin is malformed"),
+        (["deprecate", "parrot.v1.v2"], "origin is malformed"),
+        (["archive", ".v1"], "model's name cannot be used"),
+        (["remove", "parrot.v1/../v2"], "origin is malformed"),
+        (["rollback", "../parrot", "--reason", "x"], "model's name cannot be used"),
+        (["release", "parrot"], "The local stack has not been started"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(arguments: list[str], message: str) -> None:
+    """Exit code 2: nothing was submitted."""
+    result = llmops(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "To do: " in result.stderr
+
+
+def test_broken_spec_is_found_before_a_run_is_queued(tmp_path: Path) -> None:
+    """The line is named in seconds, not after the queue."""
+    (tmp_path / "models" / "parrot.yaml").write_text(SPEC.replace("team:tests", "x"))
+    result = llmops("release", "parrot")
+    assert result.exit_code == 2
+    assert "line 3: owner" in result.stderr
+
+
+def test_release_is_submitted_under_a_new_key(dagster: HttpDouble) -> None:
+    """With who asked for it: the approver must be somebody else."""
+    result = llmops("release", "parrot", "--url", dagster.url, "--no-wait", "--commit", "abc")
+    assert result.exit_code == 0
+    added, launched = (body["variables"] for _, body, _ in dagster.requests)
+    key = added["partition"]
+    assert f"release {key}: {dagster.url}/runs/run-1" in result.stdout
+    params = launched["params"]
+    assert {"key": "dagster/partition", "value": key} in params["executionMetadata"]["tags"]
+    assert "llmops/requested_by" in [tag["key"] for tag in params["executionMetadata"]["tags"]]
+    assert params["runConfigData"]["ops"]["model_spec"]["config"] == {"commit": "abc"}
+
+
+def test_failed_run_is_exit_code_1_with_its_reason(dagster: HttpDouble) -> None:
+    """CI must stop, and say which gate it was."""
+    result = llmops("release", "parrot.v1", "--url", dagster.url)
+    assert result.exit_code == 1
+    assert "failed: evaluation_gates: Gate accuracy failed." in result.stderr
+    assert "is in staging" not in result.stdout
+
+
+def test_unreachable_dagster_is_exit_code_2() -> None:
+    """Not 1: no gate has failed."""
+    result = llmops("release", "parrot.v1", "--url", f"http://127.0.0.1:{free_port()}")
+    assert result.exit_code == 2
+    assert "does not answer" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--approver", "bob"],
+        ["--reason", "fine"],
+        ["--reject"],
+        ["--reject", "--reason", "bad"],
+        ["--approver", "", "--reason", "fine"],
+        ["--package-digest", "sha256:" + "0" * 64],
+    ],
+)
+def test_half_a_decision_is_not_taken_for_none(dagster: HttpDouble, options: list[str]) -> None:
+    """Falling back to the decision on record would promote what somebody meant to reject."""
+    result = llmops("promote", "parrot.v1", *options, "--url", dagster.url)
+    assert result.exit_code == 2
+    assert "--approver" in result.stderr
+    assert dagster.requests == []
+
+
+def test_promotion_sends_the_decision_about_a_package(dagster: HttpDouble) -> None:
+    """The digest the person looked at goes along, so that other bytes are refused."""
+    digest = "sha256:" + "1" * 64
+    for extra, decision in ([], "approve"), (["--reject"], "reject"):
+        result = llmops(
+            "promote", "parrot.v1", "--approver", "bob", "--reason", "why", *extra,
+            "--package-digest", digest, "--url", dagster.url, "--no-wait",
+        )  # fmt: skip
+        assert result.exit_code == 0
+        sent = dagster.requests[-1][1]["variables"]["params"]["runConfigData"]
+        assert sent["ops"]["production_approval"]["config"] == {
+            "approver": "bob", "decision": decision, "reason": "why", "package_digest": digest
+        }  # fmt: skip
+
+
+def test_promotion_of_what_has_no_package_is_refused(dagster: HttpDouble) -> None:
+    """There is nothing yet that anybody could have looked at."""
+    result = llmops(
+        "promote", "parrot.v1", "--approver", "bob", "--reason", "why", "--url", dagster.url
+    )
+    assert result.exit_code == 2
+    assert "has no packaged_model yet" in result.stderr
+
+
+def test_rollback_without_a_stack_is_explained() -> None:
+    """At night, on the wrong machine."""
+    result = llmops("rollback", "parrot", "--reason", "wrong dates")
+    assert result.exit_code == 2
+    assert "nothing to roll parrot back to" in result.stderr
+    assert llmops("rollback", "parrot").exit_code == 2
+
+
+def test_every_command_has_help() -> None:
+    """`llmops --help` is where everybody starts."""
+    result = llmops("--help")
+    assert result.exit_code == 0
+    for name, command in main.commands.items():
+        assert name in result.stdout
+        assert command.help, name
+        assert llmops(name, "--help").exit_code == 0
