@@ -83,6 +83,10 @@ class Outcome:
     failures: tuple[str, ...]
 
 
+class _NoAnswerError(StackError):
+    """Nobody answered, which may pass; unlike a refusal."""
+
+
 class DagsterClient:
     """A Dagster web server, seen from the command line or CI."""
 
@@ -164,7 +168,7 @@ class DagsterClient:
             tell: gets a line for each change of state, step, check and report of progress.
 
         Raises:
-            StackError: Dagster did not answer for a minute; the run itself may go on.
+            StackError: Dagster refused, or did not answer for a minute; the run may go on.
         """
         cursor: str | None = None
         failures: list[str] = []
@@ -174,8 +178,10 @@ class DagsterClient:
             try:
                 # The status first: events that come after it belong to the next round.
                 status = self._call(STATUS, {"run": run})["runOrError"].get("status")
-                cursor = self._tell_events(run, cursor, failures, tell)
-            except StackError:
+                more = True
+                while more:
+                    cursor, more = self._tell_page(run, cursor, failures, tell)
+            except _NoAnswerError:
                 if time.monotonic() - answered > PATIENCE_SECONDS:
                     raise
                 time.sleep(POLL_SECONDS)
@@ -188,24 +194,21 @@ class DagsterClient:
             told = status
             time.sleep(POLL_SECONDS)
 
-    def _tell_events(
+    def _tell_page(
         self, run: str, cursor: str | None, failures: list[str], tell: Callable[[str], None]
-    ) -> str | None:
-        """Tells the events after `cursor`. Returns the cursor to go on from."""
-        more = True
-        while more:
-            variables = {"run": run, "after": cursor, "limit": EVENTS_PER_PAGE}
-            page = self._call(EVENTS, variables)["logsForRun"]
-            if page["__typename"] != "EventConnection":
-                raise self._refused(f"to show the run {run}", page)
-            cursor, more = page["cursor"], page["hasMore"]
-            for event in page["events"]:
-                failure, line = _read(event)
-                if failure is not None:
-                    failures.append(failure)
-                if line is not None:
-                    tell(line)
-        return cursor
+    ) -> tuple[str, bool]:
+        """Tells a page of events after `cursor`. Returns where it ends, and whether more follow."""
+        variables = {"run": run, "after": cursor, "limit": EVENTS_PER_PAGE}
+        page = self._call(EVENTS, variables)["logsForRun"]
+        if page["__typename"] != "EventConnection":
+            raise self._refused(f"to show the run {run}", page)
+        for event in page["events"]:
+            failure, line = _read(event)
+            if failure is not None:
+                failures.append(failure)
+            if line is not None:
+                tell(line)
+        return page["cursor"], page["hasMore"]
 
     def run_url(self, run: str) -> str:
         """The run's page."""
@@ -219,13 +222,14 @@ class DagsterClient:
             response.raise_for_status()
             content = response.json()
         except httpx.HTTPStatusError as error:
-            raise StackError(
+            kind = _NoAnswerError if error.response.is_server_error else StackError
+            raise kind(
                 f"Dagster at {self.url} refused a call",
                 found=f"{error.response.status_code} {error.response.reason_phrase}",
                 cure="check the address; for 401 or 403 also the token in LLMOPS_DAGSTER_TOKEN",
             ) from error
         except (httpx.HTTPError, ValueError) as error:
-            raise StackError(
+            raise _NoAnswerError(
                 f"Dagster at {self.url} does not answer",
                 found=error,
                 cure="check it with `llmops status`, start it with `llmops up`",

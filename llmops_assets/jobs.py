@@ -2,10 +2,11 @@
 
 import dagster as dg
 
+from llmops_assets.explained import explained
 from llmops_assets.operate.rollback import roll_back
 from llmops_assets.partitions import MODELS
 from llmops_assets.platform import Platform
-from llmops_assets.reporting import explained, route_event
+from llmops_assets.reporting import route_event
 
 RELEASE_ASSETS = (
     "model_spec",

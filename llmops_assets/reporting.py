@@ -6,15 +6,16 @@ functions here.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import dagster as dg
 
-from llmops_assets.errors import LifecycleOrderError, LLMOpsError
+from llmops_assets.errors import LifecycleOrderError
 from llmops_assets.evidence.gates import Gate
 from llmops_assets.evidence.verdicts import Judgement, Verdict, record_verdict
+from llmops_assets.explained import explained
 from llmops_assets.partitions import MODELS, RELEASES
 from llmops_assets.platform import Platform
 from llmops_assets.serving.routes import Route
@@ -27,18 +28,6 @@ Judge = Callable[[ModelSpec, Mapping[str, ArtifactHandle]], Judgement]
 """A gate's function: from the frozen spec and the release's artifacts to a judgement."""
 
 FAILED_GATE_TAG = "llmops/failed_gate"
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Shows an error with a known cure as its message alone, in place of a stack trace.
-
-    For `with`, or as a decorator of a function that is not a generator.
-    """
-    try:
-        yield
-    except LLMOpsError as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from error
 
 
 def produce(
@@ -77,17 +66,21 @@ def materialized(
 
 def check_specs(*gates: Gate) -> Sequence[dg.AssetCheckSpec]:
     """The blocking checks that show these gates."""
-    return [
-        dg.AssetCheckSpec(
-            gate.name,
-            asset=gate.asset,
-            description=gate.description,
-            blocking=True,
-            partitions_def=RELEASES,
-            additional_deps=gate.waits_for,
-        )
-        for gate in gates
-    ]
+    with warnings.catch_warnings():
+        # Partitions of checks are a preview in Dagster 1.13. Known, pinned and tested; a
+        # line for each gate in every log would bury what matters.
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        return [
+            dg.AssetCheckSpec(
+                gate.name,
+                asset=gate.asset,
+                description=gate.description,
+                blocking=True,
+                partitions_def=RELEASES,
+                additional_deps=gate.waits_for,
+            )
+            for gate in gates
+        ]
 
 
 def judge(

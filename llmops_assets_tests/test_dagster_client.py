@@ -216,6 +216,32 @@ def test_every_end_of_a_run_ends_the_following(
     assert client.follow("run-1", lambda _: None).succeeded is succeeded
 
 
+def test_busy_server_does_not_end_the_following_nor_repeat_lines(
+    dagster: DagsterDouble, client: DagsterClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that takes all cores makes the web server slow, not the run failed."""
+    monkeypatch.setattr("llmops_assets.dagster_client.POLL_SECONDS", 0)
+    step = {"__typename": "ExecutionStepStartEvent", "stepKey": "engine"}
+    dagster.says(status("STARTED"), events(step, more=True))
+    dagster.replies.append((503, "<html>busy</html>"))
+    dagster.says(status("SUCCESS"), events(cursor="2"))
+    lines: list[str] = []
+    assert client.follow("run-1", lines.append).succeeded
+    assert lines == ["▸ engine"]
+    assert dagster.requests[-1][1]["variables"]["after"] == "1"
+
+
+def test_patience_ends(
+    dagster: DagsterDouble, client: DagsterClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A web server that is gone must end the command, with exit code 2."""
+    monkeypatch.setattr("llmops_assets.dagster_client.POLL_SECONDS", 0)
+    monkeypatch.setattr("llmops_assets.dagster_client.PATIENCE_SECONDS", 0)
+    dagster.replies = [(503, "busy"), (503, "busy")]
+    with pytest.raises(StackError, match="503"):
+        client.follow("run-1", lambda _: None)
+
+
 def test_run_that_does_not_exist_ends_the_following(
     dagster: DagsterDouble, client: DagsterClient
 ) -> None:

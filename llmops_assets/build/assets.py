@@ -9,9 +9,10 @@ import dagster as dg
 from llmops_assets.build.packaging import PACKAGE_MEDIA_TYPE, tree_of
 from llmops_assets.develop.assets import HEAVY_POOL
 from llmops_assets.evidence.gates import FITS_TARGET, REGISTERED
+from llmops_assets.explained import explained
 from llmops_assets.partitions import RELEASES
 from llmops_assets.platform import Platform
-from llmops_assets.reporting import explained, materialized, produce
+from llmops_assets.reporting import materialized, produce
 from llmops_assets.spec import canonical
 from llmops_assets.storage.artifacts import ArtifactHandle
 from llmops_assets.storage.columns import Action, Workshop

@@ -21,6 +21,7 @@ from llmops_assets.develop.registration import Registration
 from llmops_assets.errors import LifecycleOrderError, SlotError
 from llmops_assets.evidence.gates import APPROVED, BUILT, CANARY, PROVEN, STAGED
 from llmops_assets.evidence.verdicts import Judgement, Verdict
+from llmops_assets.explained import explained
 from llmops_assets.operate.incidents import Incident, report_incident
 from llmops_assets.partitions import RELEASES
 from llmops_assets.platform import Platform
@@ -29,7 +30,6 @@ from llmops_assets.reporting import (
     check_result,
     check_specs,
     decide,
-    explained,
     materialized,
     report_route,
     stop,

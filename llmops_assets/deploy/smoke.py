@@ -85,6 +85,9 @@ def _ask(
     spec: ModelSpec, url: str | Endpoint, prompt: str, expected: str, timeout_seconds: float
 ) -> Answer:
     started = time.monotonic()
+    problem: str | None = None
+    text: str | None = None
+    version: int | None = None
     try:
         output = triton.generate(
             url,
@@ -94,17 +97,17 @@ def _ask(
             max_tokens=spec.constraints.max_output_tokens,
         )
     except SlotError as error:
-        return Answer(
-            prompt=prompt,
-            expected=expected,
-            answer=None,
-            problem=str(error),
-            seconds=time.monotonic() - started,
-        )
+        problem = str(error)
+    else:
+        if output.get("text_output") is None or output.get("model_version") is None:
+            problem = f"the answer lacks text_output or model_version: {dict(output)}"
+        else:
+            text, version = str(output["text_output"]), int(output["model_version"])
     return Answer(
         prompt=prompt,
         expected=expected,
-        answer=str(output["text_output"]),
+        answer=text,
+        problem=problem,
         seconds=time.monotonic() - started,
-        version=int(output["model_version"]),
+        version=version,
     )

@@ -12,10 +12,11 @@ from llmops_assets.develop import specs
 from llmops_assets.develop.registry import LossPoint
 from llmops_assets.develop.sources import find_source, hold_still
 from llmops_assets.evidence.gates import CHECKPOINT_SAFE, DEVELOPED
+from llmops_assets.explained import explained
 from llmops_assets.partitions import RELEASES
 from llmops_assets.platform import SPEC_FILE, Platform, frozen_spec
 from llmops_assets.release import Release
-from llmops_assets.reporting import explained, materialized, produce
+from llmops_assets.reporting import materialized, produce
 from llmops_assets.spec import DataFiles, ImportedWeights, canonical
 from llmops_assets.storage.artifacts import ArtifactHandle
 from llmops_assets.storage.columns import Action, Workshop

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from llmops_assets.errors import StackError
+from llmops_assets.errors import GatewayError, StackError
 from llmops_assets.local import health, log_files
 from llmops_assets.local.databases import mlflow_database, prepare_databases
 from llmops_assets.local.ports import PortRequest, claim_ports, read_ports
 from llmops_assets.local.processes import end, supervised, wait_gone
-from llmops_assets.local.slots import complaint, port_file, slot_folder, slot_of
+from llmops_assets.local.slots import complaint, port_file, slot_folder, slot_of, slot_program
 from llmops_assets.local.supervisor import Program, ProgramState, Supervisor
 from llmops_assets.serving import slot_process, triton
 from llmops_assets.serving.gateway import EnvoyGateway
@@ -152,6 +152,10 @@ def up(settings: Settings, on_step: OnStep, definitions: str = DEFINITIONS) -> S
             for name in supervisor.added()
             if (problem := _bring_up_slot(settings, supervisor, name, on_step)) is not None
         )
+        routes = _routes(settings)
+        if any(routes.differences(environment) for environment in Environment):
+            on_step("applying the recorded routes")
+            routes.reconcile()
     return StackInfo(where, problems)
 
 
@@ -250,6 +254,10 @@ def _start_supervisor(
         f"      location_name: {CODE_LOCATION}\n",
         encoding="utf-8",
     )
+    for name in supervisor.added():
+        if (slot := slot_of(name)) is not None:
+            # Written again, as this folder or the environment may have moved.
+            supervisor.describe(slot_program(settings, slot))
     supervisor.configure(_programs(settings, ports, gateway.command(), workspace, definitions))
     on_step("starting the process manager")
     supervisor.start(environment)
@@ -400,6 +408,8 @@ def _status(
     port = read_ports(port_file(settings)).get(GATEWAY if name == ENVOY else name)
     slot = slot_of(name)
     held = None if slot is None else slot_process.read_slot(slot_folder(settings, slot))
+    if name == ENVOY and running:
+        detail = _routes_behind(settings)
     if held is not None:
         port = held.endpoint.http_port
         detail = f"{held.deployment.release} version {held.deployment.version} {detail}".rstrip()
@@ -417,6 +427,20 @@ def _status(
         else max(0.0, time.time() - state.started),
         detail=detail,
     )
+
+
+def _routes_behind(settings: Settings) -> str:
+    """Which routes the gateway does not use as they are recorded; empty when it does."""
+    try:
+        routes = _routes(settings)
+        behind = [
+            f"{environment} route of {model} is at generation {observed}, recorded {recorded}"
+            for environment in Environment
+            for model, (recorded, observed) in routes.differences(environment).items()
+        ]
+    except GatewayError as error:
+        return str(error)
+    return "; ".join(behind) + ("; run `llmops up`" if behind else "")
 
 
 def _ready(settings: Settings, where: Endpoints, name: str, state: ProgramState) -> bool:
@@ -452,6 +476,10 @@ def _exclusively(settings: Settings) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _routes(settings: Settings) -> Routes:
+    return Routes(FolderStore(settings.store), EnvoyGateway(settings.gateway))
 
 
 def _supervisor(settings: Settings) -> Supervisor:

@@ -217,9 +217,13 @@ class Supervisor:
         Raises:
             StackError: supervisord does not take it.
         """
-        _write(self.programs_folder / f"{program.name}.conf", self._section(program) + "\n")
+        self.describe(program)
         self.call("reloadConfig")
         self.call("addProcessGroup", program.name, ignore=(ALREADY_ADDED,))
+
+    def describe(self, program: Program) -> None:
+        """Writes how an added program runs; it counts from the next start or `add`."""
+        _write(self.programs_folder / f"{program.name}.conf", self._section(program) + "\n")
 
     def remove(self, name: str) -> None:
         """Stops a program and forgets it; it does not come back when the stack restarts.

@@ -4,12 +4,13 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
+from llmops_assets.explained import explained
 from llmops_assets.operate.incidents import incidents_of
 from llmops_assets.operate.service import sample_of, scaling_now, serving_target
 from llmops_assets.partitions import MODELS, RELEASES
 from llmops_assets.platform import Platform
 from llmops_assets.release import Release
-from llmops_assets.reporting import explained, materialized
+from llmops_assets.reporting import materialized
 from llmops_assets.storage.artifacts import ArtifactHandle
 from llmops_assets.storage.columns import Action
 

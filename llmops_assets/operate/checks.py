@@ -5,11 +5,12 @@ from collections.abc import Iterator
 import dagster as dg
 
 from llmops_assets.evidence.gates import INCIDENTS_ANSWERED, SCALING, SERVICE
+from llmops_assets.explained import explained
 from llmops_assets.operate.incidents import IncidentReport, judge_answered
 from llmops_assets.operate.service import ScalingPolicy, judge_scaling, judge_service
 from llmops_assets.partitions import MODELS
 from llmops_assets.platform import Platform
-from llmops_assets.reporting import check_specs, explained, judge
+from llmops_assets.reporting import check_specs, judge
 from llmops_assets.serving.metrics import ServiceSample
 from llmops_assets.serving.slots import Environment
 

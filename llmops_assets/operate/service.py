@@ -75,7 +75,9 @@ def judge_service(sample: ServiceSample, gate: ServiceGate) -> Judgement:
     # Written so that a NaN, which compares as neither more nor less, is a problem.
     if sample.error_rate is not None and not sample.error_rate <= gate.error_rate:
         problems.append(f"{sample.error_rate:.4f} of the requests failed")
-    if p99 is not None and not p99 <= gate.latency_p99_seconds:
+    if p99 is None:
+        problems.append("no latency was counted yet")
+    elif not p99 <= gate.latency_p99_seconds:
         problems.append(f"the slowest per cent took {p99:.3f} s or more")
     return Judgement(
         passed=not problems,

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import dagster as dg
 
+from llmops_assets.explained import explained
 from llmops_assets.partitions import RELEASES
 from llmops_assets.platform import Platform
-from llmops_assets.reporting import explained, materialized
+from llmops_assets.reporting import materialized
 from llmops_assets.storage.artifacts import ArtifactHandle
 from llmops_assets.storage.columns import Action
 

@@ -6,10 +6,11 @@ import dagster as dg
 
 from llmops_assets.deploy.assets import PRODUCTION_POOL
 from llmops_assets.evidence.gates import NOTHING_ROUTES, RESTORES
+from llmops_assets.explained import explained
 from llmops_assets.partitions import RELEASES
 from llmops_assets.platform import Platform
 from llmops_assets.release import Release
-from llmops_assets.reporting import explained, materialized
+from llmops_assets.reporting import materialized
 from llmops_assets.reports.audit import audit
 from llmops_assets.retire.archive import ArchiveFile, find_archive, write_archive
 from llmops_assets.retire.withdrawal import (

@@ -10,6 +10,7 @@ from pathlib import Path
 import dagster as dg
 
 from llmops_assets.errors import StoreError
+from llmops_assets.explained import explained
 from llmops_assets.storage.columns import DOCUMENT, Columns, Result
 from llmops_assets.storage.store import Artifact, Store
 
@@ -75,6 +76,7 @@ class ArtifactIOManager(dg.IOManager):
             )
 
     def load_input(self, context: dg.InputContext) -> ArtifactHandle:
-        columns = self._columns()
-        result = columns.get(context.partition_key, context.asset_key.path[-1])
-        return ArtifactHandle(result, columns.store)
+        with explained():
+            columns = self._columns()
+            result = columns.get(context.partition_key, context.asset_key.path[-1])
+            return ArtifactHandle(result, columns.store)

@@ -13,12 +13,18 @@ from llmops_assets_tests.lifecycle.conftest import FirstRelease
 from llmops_assets_tests.lifecycle.stack_user import ANSWER, MODEL, StackUser
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def replaced_release(user: StackUser, first_release: FirstRelease) -> str:
     """A release that served, and no longer does."""
-    former = user.serving().release
+    serving = user.serving().release
+    columns = user.platform.columns
+    for release in columns.releases(MODEL):
+        served = columns.find(release, "production_deployment") is not None
+        retired = columns.find(release, "deprecated_version") is not None
+        if served and not retired and release != serving:
+            return release
     user.promote(user.release())
-    return former
+    return serving
 
 
 def test_what_serves_cannot_retire(user: StackUser, first_release: FirstRelease) -> None:

@@ -132,7 +132,7 @@ def test_bytes_changed_in_the_slot_are_refused_and_not_retried(
     """A server that loads other bytes than were judged makes every gate worthless."""
     from llmops_assets.serving import slot_process
 
-    rig.slots.stop(BLUE)
+    rig.slots.stop(BLUE, good[1])
     place = slot_process.place
 
     def place_and_damage(*arguments):  # type: ignore[no-untyped-def]
@@ -155,7 +155,7 @@ def test_after_everything_was_killed_the_slots_that_ran_come_back(
     green = Slot(BLUE.environment, BLUE.model, Colour.GREEN)
     endpoint = rig.slots.start(BLUE, *good)
     rig.slots.start(green, *good)
-    rig.slots.stop(green)
+    rig.slots.stop(green, good[1])
 
     for process in supervised(rig.settings.state):
         process.kill()
@@ -200,7 +200,7 @@ def test_drain_and_stop_lose_no_request(rig: Rig, good: tuple[Artifact, Deployme
         client.start()
     time.sleep(1)
     rig.slots.drain(BLUE)
-    rig.slots.stop(BLUE)
+    rig.slots.stop(BLUE, good[1])
     for client in clients:
         client.join(timeout=30)
     assert answers == ["2", "2", "2"]
@@ -210,14 +210,28 @@ def test_drain_and_stop_lose_no_request(rig: Rig, good: tuple[Artifact, Deployme
 def test_a_cleared_slot_is_empty(rig: Rig, good: tuple[Artifact, Deployment]) -> None:
     """Removing a version means that its bytes are gone from the model repository."""
     rig.slots.start(BLUE, *good)
-    rig.slots.clear(BLUE)
+    rig.slots.clear(BLUE, good[1])
     state = rig.slots.state(BLUE)
     assert state.deployment is None and not state.running
     assert not list(slot_folder(rig.settings, BLUE).rglob("model.py"))
-    rig.slots.clear(BLUE)
+    rig.slots.clear(BLUE, good[1])
 
 
 def test_program_names_lead_back_to_slots() -> None:
     """Model names hold hyphens, as the separators of program names are."""
     assert slot_of(program_name(BLUE)) == BLUE
     assert slot_of("mlflow") is None
+
+
+def test_a_slot_that_holds_something_else_by_now_is_left_alone(
+    rig: Rig, good: tuple[Artifact, Deployment]
+) -> None:
+    """Retiring a release must not end the server of the one that took its slot meanwhile."""
+    package, deployment = good
+    rig.slots.start(BLUE, package, deployment)
+    pid = rig.pid(BLUE)
+    retired = Deployment(package.digest, "echo-model.m0", 1)
+    rig.slots.stop(BLUE, retired)
+    rig.slots.clear(BLUE, retired)
+    assert rig.pid(BLUE) == pid
+    assert rig.slots.state(BLUE).deployment == deployment

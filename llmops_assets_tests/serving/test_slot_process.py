@@ -71,7 +71,7 @@ def test_files_are_read_only_copies(package: Path, tmp_path: Path) -> None:
     original = package / "repository" / "m" / "version" / "engine" / "weights"
     assert copy.read_bytes() == original.read_bytes()
     assert copy.stat().st_nlink == 1
-    assert not os.path.samefile(copy, original)
+    assert not copy.samefile(original)
     assert copy.stat().st_mode & 0o777 == 0o444
 
 
