@@ -118,7 +118,8 @@ def test_a_truncated_engine_in_the_store(user: StackUser, spare_release: str) ->
 
     told = user.expect_failure(user.start_promotion(spare_release))
     assert f"Artifact {package} is damaged in the store" in told
-    assert f"{entry.path} has {entry.size // 2} of {entry.size} bytes" in told
+    assert f"Expected: {entry.path} with {entry.size} bytes" in told
+    assert f"Found: {entry.size // 2} bytes" in told
     assert "To do: materialize the asset that made it again" in told
     assert user.platform.columns.find(spare_release, "production_candidate") is None
 
