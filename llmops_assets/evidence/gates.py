@@ -36,9 +36,6 @@ class Gate:
     """The part of the spec that it judges by, as JSON values."""
     waits_for: tuple[str, ...] = ()
     """Subjects that are not upstream of `asset`, so that the check must wait for them."""
-    waivable: bool = False
-    """Whether a reviewed waiver may let a release pass. Never where it guards integrity,
-    safety or a human decision."""
     version: int = 1
     """Raised when the way of judging changes, which makes earlier verdicts stale."""
 
@@ -73,7 +70,6 @@ ACCURACY = Gate(
     description="Exact match on held-out data, overall and in every slice.",
     next_action="iterate: train longer, or on better data, and make a new release",
     policy=lambda spec: canonical(spec.gates.accuracy),
-    waivable=True,
 )
 REGISTERED_BYTES = Gate(
     name="registered_bytes",
@@ -104,7 +100,6 @@ PARITY = Gate(
     description="The engine's greedy tokens, logits and token ids are its checkpoint's.",
     next_action="optimise: choose a finer precision or smaller blocks in the engine section",
     policy=lambda spec: canonical(spec.gates.parity),
-    waivable=True,
 )
 ENGINE_ACCURACY = Gate(
     name="engine_accuracy",
@@ -113,7 +108,6 @@ ENGINE_ACCURACY = Gate(
     description="Exact match of the engine on held-out data, overall and in every slice.",
     next_action="optimise: choose a finer precision or smaller blocks in the engine section",
     policy=lambda spec: canonical(spec.gates.engine_accuracy),
-    waivable=True,
 )
 PACKAGE_INTEGRITY = Gate(
     name="package_integrity",
@@ -215,16 +209,3 @@ APPROVED = (*STAGED, APPROVAL)
 """What a release needs before production loads it."""
 PROVEN = (*APPROVED, CANDIDATE_SMOKE)
 """What a release needs before it gets traffic."""
-
-ALL = (
-    *PROVEN,
-    CANARY,
-    SERVICE,
-    SCALING,
-    INCIDENTS_ANSWERED,
-    NOTHING_ROUTES,
-    RESTORES,
-    REMOVED,
-)
-GATES: dict[str, Gate] = {gate.name: gate for gate in ALL}
-"""Every gate, by name, in the order of the lifecycle."""
