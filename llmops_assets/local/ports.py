@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from llmops_assets.errors import StackError
 # remembered port is rarely taken by chance while the stack is down.
 FALLBACK_PORTS = range(20000, 32000)
 LOCK_TIMEOUT_SECONDS = 10
+LINGERING_SECONDS = 5.0
+LINGERING_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,20 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
+def _comes_free(host: str, port: int, was_ours: bool) -> bool:
+    """Whether a server can listen there, if need be in a moment.
+
+    A server of ours that was killed counts as gone once its main thread is, but keeps its
+    port until the last of its threads has ended.
+    """
+    deadline = time.monotonic() + (LINGERING_SECONDS if was_ours else 0)
+    while not is_free(host, port):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(LINGERING_POLL_SECONDS)
+    return True
+
+
 def holder(port: int) -> str:
     """Who listens on a port, for people; other users' processes cannot be seen."""
     try:
@@ -148,7 +165,7 @@ def _choose(
                 f"Port {request.configured} for {request.name} belongs to another of our servers",
                 cure=f"set {request.variable} to another port",
             )
-        if not is_free(host, request.configured):
+        if not _comes_free(host, request.configured, request.configured == remembered):
             raise StackError(
                 f"Port {request.configured} for {request.name} is taken",
                 expected=f"a free port on {host}",
@@ -158,7 +175,7 @@ def _choose(
         return request.configured
     first = [port for port in (remembered, request.preferred) if port is not None]
     for port in (*first, *fallback):
-        if port not in reserved and is_free(host, port):
+        if port not in reserved and _comes_free(host, port, port == remembered):
             return port
     raise StackError(
         f"No free port for {request.name}",
