@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
-METRICS_PER_CALL = 1000
-"""MLflow's own limit."""
 RELEASE_TAG = "llmops.release"
 
 
@@ -104,14 +102,15 @@ class MLflowRegistry:
             run = self._run(client, model, release)
             # Metrics are appended by MLflow, so a repeated call must not write again.
             logged = {metric.step for metric in client.get_metric_history(run, "training_loss")}
-            client.log_batch(run, params=[Param(name, str(v)) for name, v in parameters.items()])
-            missing = [
-                Metric("training_loss", point.loss, timestamp=0, step=point.step)
-                for point in history
-                if point.step not in logged
-            ]
-            for first in range(0, len(missing), METRICS_PER_CALL):
-                client.log_batch(run, metrics=missing[first : first + METRICS_PER_CALL])
+            client.log_batch(
+                run,
+                metrics=[
+                    Metric("training_loss", point.loss, timestamp=0, step=point.step)
+                    for point in history
+                    if point.step not in logged
+                ],
+                params=[Param(name, str(value)) for name, value in parameters.items()],
+            )
             return self._run_url(client, run)
 
     def log_evaluation(self, model: str, release: str, metrics: Mapping[str, float]) -> str:
