@@ -11,12 +11,13 @@ BIN := $(VENV)/bin
 # Changes exactly when what is to be installed changes.
 INSTALLED := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
 
-.PHONY: help demo up down status test test-fast lint format clean
+.PHONY: help demo up down status test test-integration test-fast lint format clean
 
 help:
 	@echo "make demo    start everything and put the example model into production"
 	@echo "make up      start the local stack        make down    stop it"
-	@echo "make status  what runs and serves         make test    all tests"
+	@echo "make status  what runs and serves         make test    tests"
+	@echo "make test-integration  kill -9 everywhere, on a stack of its own"
 	@echo "make lint    ruff, pyright, dg check defs make clean   remove the environment"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -41,7 +42,10 @@ up down status: $(INSTALLED)
 	@$(BIN)/llmops $@
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not integration" $(PYTEST_ARGS)
+
+test-integration: $(INSTALLED)
+	@$(BIN)/python -m pytest -m integration $(PYTEST_ARGS)
 
 test-fast: $(INSTALLED)
 	@$(BIN)/python -m pytest -m "not stack" $(PYTEST_ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from dagster import DagsterRunStatus
 
 from llmops_assets.local import stack
@@ -12,6 +13,8 @@ from llmops_assets.local.runs import IN_WORKER_STATUSES
 from llmops_assets_tests.lifecycle.conftest import FirstRelease
 from llmops_assets_tests.lifecycle.kills import runs_module
 from llmops_assets_tests.lifecycle.stack_user import StackUser
+
+pytestmark = pytest.mark.integration
 
 ENGINE_BUILD = "llmops_assets.toolchains.onnxruntime_genai.build"
 BUILD_STARTS_SECONDS = 120.0

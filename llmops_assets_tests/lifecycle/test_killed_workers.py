@@ -25,6 +25,8 @@ from llmops_assets_tests.lifecycle.kills import (
 from llmops_assets_tests.lifecycle.stack_user import MODEL, StackUser
 from llmops_assets_tests.lifecycle.traffic import Traffic, problems
 
+pytestmark = pytest.mark.integration
+
 ENGINE_BUILD = "llmops_assets.toolchains.onnxruntime_genai.build"
 EVENTS = ("registered_model", "staging_deployment", "production_approval", "production_candidate")
 """Assets that record what happened in the world; doing it again is a new record."""
@@ -111,9 +113,14 @@ def test_killed_in_production_candidate(user: StackUser, spare_release: str) -> 
 def test_killed_in_production_deployment(user: StackUser, spare_release: str) -> None:
     """The worst moment: the new route is recorded, and the gateway has not heard of it."""
     served = user.ask()["model_version"]
+    # The release may have been a candidate before, when another one took its slot.
+    earlier = user.platform.columns.find(spare_release, "production_candidate")
     run = user.start_promotion(spare_release)
     worker = user.worker(run)
-    stop_when(worker, lambda: user.platform.columns.find(spare_release, "production_candidate"))
+    stop_when(
+        worker,
+        lambda: user.platform.columns.find(spare_release, "production_candidate") != earlier,
+    )
     # Whoever holds the gateway keeps others from telling it of new routes.
     with user.platform.gateway.exclusive():
         worker.resume()
