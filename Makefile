@@ -25,13 +25,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  || { echo "Python 3.11 or 3.12 is needed, $(PYTHON) is another. To do: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@rm -f $(VENV)/installed-*
-	@echo "Installing into $(VENV): some 200 packages, a few minutes the first time"
+	@echo "Installing into $(VENV): some 260 packages, a few minutes the first time"
 	@# torch first and alone: the constraints below exclude its CUDA build, which would
 	@# bring gigabytes along, so that a missing CPU build is an error and not a surprise.
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),) 2> $(VENV)/pip.log \
 	  || { tail -n 5 $(VENV)/pip.log; echo "PyTorch's CPU build was not found. To do: make TORCH_INDEX=URL $(MAKECMDGOALS), with the index URL that pytorch.org/get-started shows for pip and CPU"; exit 1; }
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,cpu,dev]' 2> $(VENV)/pip.log \
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,cpu,harness,dev]' 2> $(VENV)/pip.log \
 	  || { tail -n 20 $(VENV)/pip.log; exit 1; }
 	@touch $@
 
@@ -42,13 +42,14 @@ up down status: $(INSTALLED)
 	@$(BIN)/llmops $@
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -m "not integration" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not stack and not integration" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "stack and not integration" $(PYTEST_ARGS)
 
 test-integration: $(INSTALLED)
 	@$(BIN)/python -m pytest -m integration $(PYTEST_ARGS)
 
 test-fast: $(INSTALLED)
-	@$(BIN)/python -m pytest -m "not stack" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not stack and not integration" $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .

@@ -15,6 +15,9 @@ import click
 from llmops_assets import __version__
 from llmops_assets.develop.specs import resolve_commit
 from llmops_assets.errors import LLMOpsError
+from llmops_assets.evidence import waivers
+from llmops_assets.evidence.verdicts import State
+from llmops_assets.policy import check_floors, read_policy
 from llmops_assets.release import Release
 from llmops_assets.settings import Settings, get_settings
 from llmops_assets.spec import json_schema, read_spec
@@ -133,11 +136,19 @@ def schema() -> None:
 @spec.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 def validate(files: tuple[Path, ...]) -> None:
-    """Check spec FILES. Exit code 1 when one is not valid; all mistakes name their lines."""
+    """Check FILES: specs, waivers, or folders of specs with their waivers.
+
+    A spec must also be at least as strict as the policy's floors. Exit code 1 when one is
+    not valid; all mistakes name their lines.
+    """
     broken = False
-    for file in files:
+    policy = read_policy(get_settings().policy)
+    for file in (found for given in files for found in _spec_files(given)):
         try:
-            read_spec(file)
+            if file.parent.name == waivers.FOLDER:
+                waivers.read_waiver(file, policy.longest_waiver_days)
+            else:
+                check_floors(read_spec(file), policy.floors)
         except LLMOpsError as error:
             broken = True
             click.echo(f"error: {error}", err=True)
@@ -145,6 +156,14 @@ def validate(files: tuple[Path, ...]) -> None:
             click.echo(f"ok: {file}")
     if broken:
         sys.exit(EXIT_FAILED)
+
+
+def _spec_files(given: Path) -> list[Path]:
+    """A file itself, with the waivers beside a spec; all of a folder of specs."""
+    folder = given if given.is_dir() else given.parent
+    specs = sorted(given.glob("*.yaml")) if given.is_dir() else [given]
+    beside = sorted((folder / waivers.FOLDER).glob("*.yaml"))
+    return list(dict.fromkeys([*specs, *beside]))
 
 
 def _submits(function: Callable[..., None]) -> Callable[..., None]:
@@ -194,13 +213,41 @@ def release(
         key = Release.by_hand(model_or_release, datetime.now(UTC)).key
         if url is None:
             # A mistake in the spec is found before a run is queued.
-            read_spec(get_settings().models / f"{model_or_release}.yaml")
+            spec = read_spec(get_settings().models / f"{model_or_release}.yaml")
+            check_floors(spec, read_policy(get_settings().policy).floors)
     client = _client(url, token)
     run = releasing.start_release(client, key, getpass.getuser(), commit)
     click.echo(f"release {key}: {client.run_url(run)}")
     if wait:
         next_step = f"llmops promote {key} --approver NAME --reason WHY"
         _exit_with(client, run, f"{key} is in staging. Next: {next_step}")
+
+
+@main.command()
+@click.argument("release_key", metavar="RELEASE")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document, for scripts.")
+def gates(release_key: str, as_json: bool) -> None:
+    """How RELEASE stands with each decision gate, and what to do next.
+
+    Passed, failed, undecided (not enough data to say), waived, missing (not judged yet) or
+    stale (judged about other bytes, under another policy, or beside another serving
+    release). Exit code 1 when a judged gate does not let the release go on.
+    """
+    from llmops_assets.evidence.board import board_of
+    from llmops_assets.platform import Platform
+
+    board = board_of(Platform(get_settings()), Release.parse(release_key).key)
+    if as_json:
+        click.echo(board.model_dump_json(indent=2))
+    else:
+        for row in board.rows:
+            click.echo(f"{row.gate:<22} {row.state:<10} {row.reason}")
+        for row in board.closed:
+            click.echo(f"to do, {row.owner}: {row.next_action} ({row.gate})")
+        if not board.closed and (missing := [r for r in board.rows if r.state == State.MISSING]):
+            click.echo(f"next: {missing[0].gate}, on {missing[0].asset}")
+    if board.closed:
+        sys.exit(EXIT_FAILED)
 
 
 @main.command()

@@ -32,9 +32,9 @@ class LLMOpsError(Exception):
         self.cure = cure
         parts = [problem.rstrip(".") + "."]
         if expected is not None:
-            parts.append(f"Expected: {expected}.")
+            parts.append(f"Expected: {str(expected).rstrip('.')}.")
         if found is not None:
-            parts.append(f"Found: {found}.")
+            parts.append(f"Found: {str(found).rstrip('.')}.")
         parts.append(f"To do: {cure.rstrip('.')}.")
         super().__init__(" ".join(parts))
 

@@ -11,6 +11,7 @@ from llmops_assets.reporting import route_event
 RELEASE_ASSETS = (
     "model_spec",
     "training_data",
+    "data_report",
     "evaluation_data",
     "checkpoint",
     "evaluation",
@@ -19,9 +20,16 @@ RELEASE_ASSETS = (
     "engine",
     "engine_validation",
     "packaged_model",
+    "compliance_report",
     "staging_deployment",
 )
-PROMOTE_ASSETS = ("production_approval", "production_candidate", "production_deployment")
+# The evaluation is there already; its gates judge again, as another release may serve by now.
+PROMOTE_ASSETS = (
+    "evaluation",
+    "production_approval",
+    "production_candidate",
+    "production_deployment",
+)
 
 
 # Name, what somebody does with it, the assets (their checks come along).

@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmops_assets.evidence.gates import Gate
-from llmops_assets.evidence.verdicts import Verdict, require
+from llmops_assets.evidence.verdicts import (
+    NOTHING_SERVES,
+    Circumstances,
+    Standing,
+    Verdict,
+    judged_bytes,
+    require,
+    standings,
+)
+from llmops_assets.evidence.waivers import Waiver, committed_waivers, waiver_for
+from llmops_assets.policy import Policy, check_floors, read_policy
+from llmops_assets.release import Release
 from llmops_assets.settings import Settings, get_settings
 from llmops_assets.spec import ModelSpec
 from llmops_assets.storage.artifacts import ArtifactHandle, digests
@@ -112,13 +123,58 @@ class Platform:
 
     def require(
         self, release: str, gates: Iterable[Gate], column: Mapping[str, ArtifactHandle]
-    ) -> tuple[Verdict, ...]:
+    ) -> tuple[Standing, ...]:
         """`verdicts.require` for the artifacts in hand.
 
         Raises:
             GateRefusedError: the release may not go on.
+            SpecError: its spec is below the policy as it is now.
         """
-        return require(self.store, release, gates, self.spec(release), digests(column))
+        facts = self.circumstances(release, column)
+        check_floors(facts.spec, self.policy.floors)
+        return require(self.store, gates, facts)
+
+    def standings(
+        self, release: str, gates: Iterable[Gate], column: Mapping[str, ArtifactHandle]
+    ) -> tuple[Standing, ...]:
+        """Where the release stands with each gate, for people."""
+        return standings(self.store, gates, self.circumstances(release, column))
+
+    def circumstances(self, release: str, column: Mapping[str, ArtifactHandle]) -> Circumstances:
+        """What verdicts of the release are held against, as of now."""
+        return Circumstances(
+            release=release,
+            spec=self.spec(release),
+            policy=self.policy,
+            digests=digests(column),
+            waivers=self.waivers,
+            serving=self.serving_package(Release.parse(release).model),
+        )
+
+    def waivers(self) -> tuple[Waiver, ...]:
+        """The reviewed waivers.
+
+        Raises:
+            SpecError: one is not valid.
+        """
+        return committed_waivers(self.settings.models, self.policy.longest_waiver_days)
+
+    def waiver(self, gate: Gate, verdict: Verdict) -> Waiver | None:
+        """The waiver that covers a verdict that did not pass, if there is one."""
+        return waiver_for(self.waivers(), gate, verdict.release, judged_bytes(verdict))
+
+    @property
+    def policy(self) -> Policy:
+        """The organisation's policy."""
+        return read_policy(self.settings.policy)
+
+    def serving_package(self, model: str) -> str:
+        """Digest of the package that serves in production, or `NOTHING_SERVES`."""
+        from llmops_assets.serving.slots import Environment
+
+        route, _ = self.routes.current(Environment.PRODUCTION, model)
+        serving = None if route is None else route.serving
+        return NOTHING_SERVES if serving is None else serving.package
 
     def tools(
         self, release: str, asset: str, workshop: Workshop, log: Callable[[str], None]

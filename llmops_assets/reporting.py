@@ -14,7 +14,9 @@ import dagster as dg
 
 from llmops_assets.errors import LifecycleOrderError
 from llmops_assets.evidence.gates import Gate
-from llmops_assets.evidence.verdicts import Judgement, Verdict, record_verdict
+from llmops_assets.evidence.statistics import Decision
+from llmops_assets.evidence.verdicts import Finding, Judgement, Verdict, record_verdict
+from llmops_assets.evidence.waivers import Waiver
 from llmops_assets.explained import explained
 from llmops_assets.partitions import MODELS, RELEASES
 from llmops_assets.platform import Platform
@@ -91,7 +93,8 @@ def judge(
     """Runs the selected gates, records their verdicts, reports them, and stops on a failure.
 
     Raises:
-        dagster.Failure: a gate failed; it names gate, measure, threshold, cure and owner.
+        dagster.Failure: a gate did not pass, and no waiver covers it; it names gate,
+            measure, threshold, cure and owner.
     """
     release = context.partition_key
     selected = {key.name for key in context.selected_asset_check_keys}
@@ -99,8 +102,10 @@ def judge(
     for gate, judgement in judges.items():
         if gate.name in selected:
             verdict = decide(context.run.run_id, platform, release, gate, judgement)
-            yield check_result(gate, verdict)
-            if not verdict.passed:
+            with explained():
+                waiver = None if verdict.passed else platform.waiver(gate, verdict)
+            yield check_result(gate, verdict, waiver)
+            if not verdict.passed and waiver is None:
                 failed.append((gate, verdict))
     if failed:
         stop(context.instance, context.run.run_id, platform, release, failed)
@@ -127,26 +132,40 @@ def decide(run: str, platform: Platform, release: str, gate: Gate, judge: Judge)
         release,
         gate,
         spec,
+        platform.policy,
         judge(spec, column),
         digests(column),
         run,
     )
 
 
-def check_result(gate: Gate, verdict: Verdict) -> dg.AssetCheckResult:
-    """A verdict as Dagster shows it."""
+def check_result(gate: Gate, verdict: Verdict, waiver: Waiver | None = None) -> dg.AssetCheckResult:
+    """A verdict as Dagster shows it: a waived one as a warning, which blocks nothing."""
+    metadata: dict[str, Any] = {
+        "result": verdict.decision.value,
+        "measured": dg.MetadataValue.json(verdict.measured),
+        "threshold": dg.MetadataValue.json(verdict.threshold),
+        "subjects": dg.MetadataValue.json(verdict.subjects),
+        "policy": verdict.policy,
+    }
+    if verdict.findings:
+        metadata["findings"] = _table(verdict.findings)
+    if verdict.baseline is not None:
+        metadata["baseline"] = verdict.baseline
+    if not verdict.passed:
+        metadata |= {"next_action": verdict.next_action, "owner": verdict.owner}
+    description = verdict.reason
+    if waiver is not None:
+        description = f"Waived by {waiver.owner} until {waiver.expires:%F %R %Z}, as "
+        description += f"{waiver.reason.rstrip('.')}. {verdict.decision}: {verdict.reason}"
+        metadata["waiver"] = dg.MetadataValue.json(waiver.model_dump(mode="json"))
     return dg.AssetCheckResult(
         passed=verdict.passed,
+        severity=dg.AssetCheckSeverity.ERROR if waiver is None else dg.AssetCheckSeverity.WARN,
         check_name=gate.name,
         asset_key=gate.asset,
-        description=verdict.reason,
-        metadata={
-            "measured": dg.MetadataValue.json(verdict.measured),
-            "threshold": dg.MetadataValue.json(verdict.threshold),
-            "subjects": dg.MetadataValue.json(verdict.subjects),
-            "policy": verdict.policy,
-            "next_action": gate.next_action,
-        },
+        description=description,
+        metadata=metadata,
     )
 
 
@@ -166,15 +185,15 @@ def stop(
     instance.add_run_tags(run, {FAILED_GATE_TAG: ",".join(gate.name for gate, _ in failed)})
     raise dg.Failure(
         description=" ".join(
-            f"Gate {gate.name} failed for {release}: {verdict.reason} "
+            f"Gate {gate.name} {_outcome(verdict)} for {release}: {verdict.reason} "
             f"Measured: {verdict.measured}. Threshold: {verdict.threshold}. "
-            f"To do: {gate.next_action}. Owner: {owner}."
+            f"To do: {verdict.next_action}. Owner: {verdict.owner}; of the model: {owner}."
             for gate, verdict in failed
         ),
         metadata={
             "gates": ", ".join(gate.name for gate, _ in failed),
-            "next_action": "; ".join(gate.next_action for gate, _ in failed),
-            "owner": owner,
+            "next_action": "; ".join(verdict.next_action for _, verdict in failed),
+            "owner": ", ".join(dict.fromkeys(verdict.owner for _, verdict in failed)),
         },
         allow_retries=False,
     )
@@ -202,6 +221,34 @@ def route_event(route: Route) -> dg.AssetMaterialization:
             "route": dg.MetadataValue.json(route.model_dump(mode="json")),
         },
         tags={"dagster/data_version": digest_of(canonical_json(route.model_dump(mode="json")))},
+    )
+
+
+def _outcome(verdict: Verdict) -> str:
+    return "failed" if verdict.decision is Decision.FAILED else "could not be decided"
+
+
+def _table(findings: Sequence[Finding]) -> dg.TableMetadataValue:
+    """Measured beside expected, a row for each value that decided."""
+    return dg.MetadataValue.table(
+        [
+            dg.TableRecord(
+                {
+                    "metric": finding.metric,
+                    "slice": finding.slice or "all",
+                    "measured": "none" if finding.value is None else f"{finding.value:.6g}",
+                    "expected": finding.threshold,
+                    "result": finding.decision.value,
+                    "interval": ""
+                    if finding.interval is None
+                    else f"{finding.interval.low:.6g} to {finding.interval.high:.6g} "
+                    f"({finding.interval.confidence:.0%}, {finding.interval.method})",
+                    "n": "" if finding.n is None else str(finding.n),
+                    "note": finding.note,
+                }
+            )
+            for finding in findings
+        ]
     )
 
 

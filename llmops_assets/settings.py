@@ -33,6 +33,16 @@ class Settings(BaseSettings):
         description="Folder that specs may take weights and data from, beside the one that "
         "holds the folder of specs.",
     )
+    policy: Path | None = Field(
+        default=None,
+        description="YAML file of the organisation's policy: allowed licences, and floors that "
+        "a spec's gates may not be below.",
+    )
+    aiperf: Path | None = Field(
+        default=None,
+        description="The aiperf command of a virtual environment of its own; needed by specs "
+        "whose latency AIPerf measures.",
+    )
     host: str = Field(
         default="127.0.0.1",
         description="Address that local servers bind. Loopback, as none of them authenticates.",
@@ -75,7 +85,7 @@ class Settings(BaseSettings):
         default=2, ge=1, description="CPU threads of one training, evaluation or serving process."
     )
 
-    @field_validator("state", "models", "sources")
+    @field_validator("state", "models", "sources", "policy", "aiperf")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         # Servers run with other working directories than the person who set this.

@@ -7,13 +7,23 @@ depends on it. `llmops spec schema` prints the JSON Schema for editors.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from llmops_assets.compliance.model_card import ModelCard
 from llmops_assets.errors import SpecError
 from llmops_assets.release import MODEL_NAME
 
@@ -81,6 +91,9 @@ class Split(Section):
 class GeneratedDates(Section):
     """The example's data: dates as people write them, rendered from CLDR by Babel."""
 
+    license: ClassVar[str] = "Unicode-3.0"
+    provenance: ClassVar[str] = "Rendered by Babel from the Unicode CLDR; no person's data."
+
     source: Literal["dates"]
     locales: tuple[str, ...] = Field(min_length=1, description="CLDR locales, such as en or fr.")
     training: Split
@@ -93,6 +106,10 @@ class DataFiles(Section):
     source: Literal["files"]
     training: Path
     evaluation: Path
+    license: str = Field(default="", description="SPDX expression of the rows' licence.")
+    provenance: str = Field(
+        default="", description="Where the rows come from, and why they may be used."
+    )
 
 
 Data = Annotated[GeneratedDates | DataFiles, Field(discriminator="source")]
@@ -102,9 +119,9 @@ class OnnxRuntimeGenAIEngine(Section):
     """An engine for the CPU, by ONNX Runtime GenAI."""
 
     toolchain: Literal["onnxruntime_genai"]
-    precision: Literal["int8", "fp32"] = "int8"
+    precision: Literal["int4", "int8", "fp32"] = "int8"
     block_size: Literal[16, 32, 64, 128] = Field(
-        default=32, description="Weights that share one scale; int8 only."
+        default=32, description="Weights that share one scale; not for fp32."
     )
 
 
@@ -125,11 +142,173 @@ class Serving(Section):
     known_answers: tuple[KnownAnswer, ...] = Field(min_length=1)
 
 
-class AccuracyGate(Section):
-    """Exact match on held-out data, as shares of 1."""
+class CustomMetric(Section):
+    """A metric of one's own: a function of the table of predictions (`develop/scoring.py`)."""
 
-    exact_match: Ratio = Field(description="At least, over all rows.")
-    every_slice: Ratio = Field(default=0.0, description="At least, in every slice.")
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="What gates call it.")
+    function: str = Field(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="`package.module:function`, in the spec's repository or installed.",
+    )
+    higher_is_better: bool = True
+
+
+class HarnessMetric(Section):
+    """A metric of a task of EleutherAI's lm-evaluation-harness."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="What gates call it.")
+    task: str = Field(
+        min_length=1,
+        description="Name of a task, or its YAML file, relative to the repository's root.",
+    )
+    metric: str = Field(default="acc", description="One that the task reports per document.")
+    higher_is_better: bool = True
+    limit: int | None = Field(default=None, ge=1, description="Documents at most.")
+
+
+BUILT_IN_METRICS: Mapping[str, bool] = {
+    "exact_match": True, "accuracy": True, "macro_f1": True, "loss": False, "perplexity": False,
+}  # fmt: skip
+"""Metrics of the table of predictions, and whether higher is better."""
+
+
+def _kind_of_metric(value: object) -> str:
+    if isinstance(value, str):
+        return "built-in"
+    keys = value if isinstance(value, Mapping) else vars(value)
+    return "harness" if "task" in keys else "custom"
+
+
+MetricChoice = Annotated[
+    Annotated[
+        Literal["exact_match", "accuracy", "macro_f1", "loss", "perplexity", "latency"],
+        Tag("built-in"),
+    ]
+    | Annotated[CustomMetric, Tag("custom")]
+    | Annotated[HarnessMetric, Tag("harness")],
+    Discriminator(_kind_of_metric),
+]
+
+
+class MetricBound(Section):
+    """What a metric must reach: `at_least` where higher is better, else `at_most`."""
+
+    at_least: float | None = Field(default=None, description="Over all rows.")
+    at_most: float | None = Field(default=None, description="Over all rows.")
+    every_slice: float | None = Field(default=None, description="In every slice by itself.")
+
+    @property
+    def bound(self) -> float:
+        """The one that is given."""
+        return next(value for value in (self.at_least, self.at_most) if value is not None)
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> MetricBound:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("give either at_least or at_most")
+        return self
+
+
+class MetricRule(MetricBound):
+    """What a metric must reach, and how far it may fall behind what serves."""
+
+    regression: float | None = Field(
+        default=None,
+        ge=0,
+        description="Largest loss against the serving release on the same data, in the "
+        "metric's own units; unset: not compared.",
+    )
+
+
+class FairnessGate(Section):
+    """The largest difference between two slices."""
+
+    metric: Literal["exact_match", "accuracy"] = "exact_match"
+    largest_gap: Ratio = Field(description="At most, between the best slice and the worst.")
+    minimum_slice: int = Field(default=50, ge=1, description="Rows below which nothing is said.")
+    slices: tuple[str, ...] = Field(
+        default=(), description="Which slices are compared; none: all that the data have."
+    )
+
+
+Measure = Literal["time_to_first_token", "inter_token_latency", "end_to_end"]
+Percentile = Literal["p50", "p95", "p99"]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class LatencyBound(Section):
+    """A percentile of a measure that may not be exceeded."""
+
+    measure: Measure
+    percentile: Percentile = "p95"
+    at_most: Seconds = Field(description="Seconds.")
+    concurrency: int = Field(default=1, ge=1, description="Requests under way at once.")
+
+
+class LatencyObjective(Section):
+    """What a request must keep to count as good; seconds, at most."""
+
+    time_to_first_token: Seconds | None = None
+    inter_token_latency: Seconds | None = None
+    end_to_end: Seconds | None = None
+
+
+class LatencyGate(Section):
+    """How fast the model must answer: before it is built, as an engine, and in Triton."""
+
+    evaluation: tuple[LatencyBound, ...] = Field(
+        min_length=1,
+        description="Of the checkpoint, one request after the other; p50 or p95.",
+    )
+    build: tuple[LatencyBound, ...] = Field(
+        min_length=1, description="Of the engine, one request after the other."
+    )
+    staging: tuple[LatencyBound, ...] = Field(min_length=1, description="Of the server, loaded.")
+    concurrencies: tuple[int, ...] = Field(
+        default=(1,), min_length=1, description="Measured in staging, beside those of its bounds."
+    )
+    requests: int = Field(
+        default=100,
+        ge=6,
+        description="Measured at each concurrency. A p95 needs 72 to be decided, a p99 368.",
+    )
+    objective: LatencyObjective | None = Field(
+        default=None, description="What counts as a good request in staging."
+    )
+    goodput: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="At least; share of requests in staging that are good. No sample shows 1.",
+    )
+    generator: Literal["built_in", "aiperf"] = Field(
+        default="built_in", description="What loads staging; aiperf needs LLMOPS_AIPERF."
+    )
+
+    @field_validator("evaluation", "build")
+    @classmethod
+    def _alone(cls, bounds: tuple[LatencyBound, ...]) -> tuple[LatencyBound, ...]:
+        if any(bound.concurrency != 1 for bound in bounds):
+            raise ValueError("is measured one request after the other: concurrency 1 only")
+        return bounds
+
+    @field_validator("evaluation")
+    @classmethod
+    def _few(cls, bounds: tuple[LatencyBound, ...]) -> tuple[LatencyBound, ...]:
+        if any(bound.percentile == "p99" for bound in bounds):
+            raise ValueError("some 110 prompts are timed, and a p99 needs 368; bound the p95")
+        return bounds
+
+    @model_validator(mode="after")
+    def _goodput_of_something(self) -> LatencyGate:
+        if self.goodput is not None and self.objective is None:
+            raise ValueError("goodput needs an objective")
+        return self
+
+    @property
+    def measured_concurrencies(self) -> tuple[int, ...]:
+        """All that staging is loaded with, ascending."""
+        return tuple(sorted({*self.concurrencies, *(bound.concurrency for bound in self.staging)}))
 
 
 class ParityGate(Section):
@@ -155,8 +334,23 @@ class ServiceGate(Section):
 class Gates(Section):
     """Thresholds of the decision gates."""
 
-    accuracy: AccuracyGate
-    engine_accuracy: AccuracyGate
+    confidence: float = Field(
+        default=0.95,
+        ge=0.5,
+        lt=1,
+        description="Of every interval. A gate passes when the whole interval is on the right "
+        "side of its threshold.",
+    )
+    accuracy: dict[str, MetricRule] = Field(
+        min_length=1, description="Of the checkpoint on held-out data, by metric."
+    )
+    fairness: FairnessGate | None = Field(
+        description="Null only for data without slices: nothing to compare."
+    )
+    latency: LatencyGate
+    engine_accuracy: dict[str, MetricBound] = Field(
+        min_length=1, description="Of the engine on held-out data, by metric."
+    )
     parity: ParityGate = ParityGate()
     smoke: SmokeGate = SmokeGate()
     service: ServiceGate = ServiceGate()
@@ -185,8 +379,11 @@ class ModelSpec(Section):
         pattern=r"^(team:[A-Za-z0-9_-]+|[^@\s]+@[^@\s]+\.[^@\s]+)$",
         description="`team:<name>` or an e-mail address; who is asked when a gate fails.",
     )
-    metrics: tuple[Literal["exact_match", "loss", "perplexity", "latency"], ...] = Field(
-        min_length=1, description="What decides whether the model is good."
+    metrics: tuple[MetricChoice, ...] = Field(
+        min_length=1, description="What decides whether the model is good; gates judge these."
+    )
+    card: ModelCard = Field(
+        default=ModelCard(), description="The model card; the compliance gate asks for all of it."
     )
     constraints: Constraints
     weights: Weights
@@ -203,6 +400,47 @@ class ModelSpec(Section):
         if not MODEL_NAME.fullmatch(name):
             raise ValueError("must be a DNS label of at most 40 characters, as date-normalizer")
         return name
+
+    def inconsistencies(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Where gates do not fit the metrics: the place in the spec, and what is wrong."""
+        names = [metric if isinstance(metric, str) else metric.name for metric in self.metrics]
+        if len(set(names)) < len(names):
+            yield ("metrics",), "a name is given twice"
+        for gate, rules in {
+            "accuracy": self.gates.accuracy,
+            "engine_accuracy": self.gates.engine_accuracy,
+        }.items():
+            for name, rule in rules.items():
+                place = ("gates", gate, name)
+                if name not in names or name == "latency":
+                    yield place, "is not among the spec's metrics"
+                    continue
+                wanted = "at_least" if self.higher_is_better(name) else "at_most"
+                if getattr(rule, wanted) is None:
+                    yield place, f"needs {wanted}, as {self._direction(name)} is better"
+                if rule.every_slice is not None and isinstance(self.metric(name), HarnessMetric):
+                    yield (*place, "every_slice"), "tasks of the harness have no slices"
+
+    def _direction(self, name: str) -> str:
+        return "higher" if self.higher_is_better(name) else "lower"
+
+    def metric(self, name: str) -> str | CustomMetric | HarnessMetric:
+        """The metric that gates call by this name."""
+        return next(
+            metric
+            for metric in self.metrics
+            if name == (metric if isinstance(metric, str) else metric.name)
+        )
+
+    def higher_is_better(self, name: str) -> bool:
+        """The direction of a metric."""
+        metric = self.metric(name)
+        return BUILT_IN_METRICS[metric] if isinstance(metric, str) else metric.higher_is_better
+
+    @property
+    def harness(self) -> tuple[HarnessMetric, ...]:
+        """The tasks that lm-evaluation-harness runs."""
+        return tuple(metric for metric in self.metrics if isinstance(metric, HarnessMetric))
 
 
 def json_schema() -> dict[str, Any]:
@@ -271,6 +509,7 @@ def parse_spec(text: str, source: str, expected_name: str | None = None) -> Mode
                 f"line {_line_of(root, ('name',))}: name is {spec.name!r}, but the file is named "
                 f"{expected_name!r}; make them equal"
             )
+        mistakes += [_mistake(root, place, message) for place, message in spec.inconsistencies()]
         if not mistakes:
             return spec
     raise SpecError(

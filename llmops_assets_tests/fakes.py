@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -42,13 +43,19 @@ class HttpDouble:
                 payload = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(payload)))
+                if payload.startswith(b"data:"):
+                    self.send_header("Content-Type", "text/event-stream")
                 self.end_headers()
                 self.wfile.write(payload)
 
             def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
                 """Tests are quiet."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            # A client that finds the queue full tries again after a second.
+            request_queue_size = 64
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
@@ -84,6 +91,7 @@ class FakeSlots:
     """A double of `Slots`: each slot that was ever started has an HTTP server that answers.
 
     `answers` is what every slot says to a prompt; a prompt that is not in it gets an error.
+    A stream comes in one go, after `delay_seconds`.
     """
 
     def __init__(self, store: Store, answers: Mapping[str, str]) -> None:
@@ -91,6 +99,8 @@ class FakeSlots:
         self.calls: list[tuple[str, str]] = []
         self.broken: set[Slot] = set()
         """Slots that do not become ready."""
+        self.delay_seconds = 0.0
+        """How long every answer takes."""
         self._store = store
         self._held: dict[Slot, Deployment] = {}
         self._running: set[Slot] = set()
@@ -145,6 +155,10 @@ class FakeSlots:
             if (slot.environment, slot.model) == (environment, model)
         )
 
+    def requests(self, slot: Slot) -> list[tuple[str, dict[str, Any]]]:
+        """Path and body of everything that the slot was asked, in order."""
+        return [(path, body) for path, body, _ in self._servers[slot].requests]
+
     def crash(self, slot: Slot) -> None:
         """The server is gone, and nobody asked for it."""
         self._running.remove(slot)
@@ -158,9 +172,21 @@ class FakeSlots:
         return Endpoint("127.0.0.1", port, port, port)
 
     def _answer(self, slot: Slot, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        if slot not in self._running or path != f"/v2/models/{slot.model}/generate":
+        version = self._held[slot].version
+        model = f"/v2/models/{slot.model}"
+        addresses = [
+            f"{address}/{call}"
+            for address in (model, f"{model}/versions/{version}")
+            for call in ("generate", "generate_stream")
+        ]
+        if slot not in self._running or path not in addresses:
             return 404, {"error": f"{slot} does not serve {path}"}
-        return generated(self.answers, body["text_input"], self._held[slot].version)
+        time.sleep(self.delay_seconds)
+        status, answer = generated(self.answers, body["text_input"], version)
+        if status != 200 or path.endswith("/generate"):
+            return status, answer
+        assert body["stream"] is True, "without it the packaged model answers in one piece"
+        return status, streamed(answer, body["max_tokens"])
 
 
 class FakeGateway:
@@ -293,3 +319,20 @@ def generated(answers: Mapping[str, str], prompt: str, version: int) -> tuple[in
     if prompt not in answers:
         return 400, {"error": f"no answer to {prompt!r}"}
     return 200, {"text_output": answers[prompt], "model_version": str(version)}
+
+
+def streamed(answer: Mapping[str, str], max_tokens: int) -> str:
+    """A whole answer as the server-sent events of `generate_stream`: a character is a token."""
+    text = answer["text_output"]
+    assert len(text) < max_tokens, "the end token needs room as well"
+    pieces = [*text, ""]
+    events = [
+        {
+            **answer,
+            "text_output": piece,
+            "output_tokens": count,
+            "finish_reason": "stop" if count == len(pieces) else "",
+        }
+        for count, piece in enumerate(pieces, start=1)
+    ]
+    return "".join(f"data: {json.dumps(event)}\n\n" for event in events)

@@ -9,12 +9,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from llmops_assets.build.packaging import PACKAGE_MEDIA_TYPE
 from llmops_assets.deploy.delivery import LoadedPackage, load, move
+from llmops_assets.develop.baseline import evaluation_action
+from llmops_assets.develop.data import DATA_FILE
+from llmops_assets.develop.judgements import PREDICTIONS_FILE
+from llmops_assets.develop.metrics import measure
 from llmops_assets.develop.registration import Registration
 from llmops_assets.develop.specs import SpecSource
 from llmops_assets.evidence.gates import BUILT, CANARY, Gate
-from llmops_assets.evidence.verdicts import Judgement, Verdict, record_verdict
+from llmops_assets.evidence.statistics import Decision
+from llmops_assets.evidence.verdicts import NOTHING_SERVES, Judgement, Verdict, record_verdict
 from llmops_assets.platform import SPEC_FILE, Platform
 from llmops_assets.serving.routes import Route
 from llmops_assets.serving.slots import Deployment, Environment
@@ -37,12 +45,45 @@ data: {source: files, training: training.jsonl, evaluation: evaluation.jsonl}
 engine: {toolchain: onnxruntime_genai}
 serving: {known_answers: [{prompt: hello, answer: world}, {prompt: ping, answer: pong}]}
 gates:
-  accuracy: {exact_match: 0.9, every_slice: 0.8}
-  engine_accuracy: {exact_match: 0.9}
+  accuracy: {exact_match: {at_least: 0.9, every_slice: 0.8}}
+  engine_accuracy: {exact_match: {at_least: 0.9}}
+  fairness: {largest_gap: 0.1}
+  latency:
+    evaluation: [{measure: end_to_end, at_most: 5}]
+    build: [{measure: end_to_end, at_most: 5}]
+    staging: [{measure: end_to_end, at_most: 5}]
 """
 ANSWERS = {"hello": "world", "ping": "pong"}
-PASSED = Judgement(passed=True, measured={}, threshold={}, reason="for the test")
-FAILED = PASSED.model_copy(update={"passed": False, "reason": "the test says so"})
+PASSED = Judgement(
+    decision=Decision.PASSED,
+    measured={},
+    threshold={},
+    reason="for the test",
+    baseline=NOTHING_SERVES,
+)
+FAILED = PASSED.model_copy(update={"decision": Decision.FAILED, "reason": "the test says so"})
+
+
+def predictions_table(rows: int = 400, wrong: Mapping[str, int] | None = None) -> pd.DataFrame:
+    """Predictions of as many rows in each of the slices de and fr, so many of them wrong."""
+    tables: list[pd.DataFrame] = []
+    for name in ("de", "fr"):
+        correct = np.arange(rows // 2) >= (wrong or {}).get(name, 0)
+        columns = {
+            "prompt": "hello",
+            "completion": ANSWERS["hello"],
+            "slice": name,
+            "prediction": np.where(correct, ANSWERS["hello"], "no"),
+            "correct": correct,
+            "loss": 0.1,
+            "tokens": 1,
+            "latency_seconds": 0.01,
+            "time_to_first_token_seconds": 0.005,
+            "inter_token_latency_seconds": 0.005,
+            "output_tokens": 2,
+        }
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)
 
 
 class PlatformOnDoubles(Platform):
@@ -121,10 +162,15 @@ class Rig:
     def build(self, release: str, version: int, text: str = SPEC) -> None:
         """Brings a release to the end of Build, every gate passed."""
         self.freeze(release, text)
-        for asset in ("training_data", "evaluation_data", "checkpoint", "evaluation"):
+        for asset in (
+            "training_data", "data_report", "checkpoint", "converted_weights", "engine",
+            "engine_validation", "compliance_report",
+        ):  # fmt: skip
             self.publish(release, asset, {"content": f"{asset} of {release}"})
-        for asset in ("converted_weights", "engine", "engine_validation"):
-            self.publish(release, asset, {"content": f"{asset} of {release}"})
+        # The same for all releases, so that they can be compared.
+        rows = predictions_table()[["prompt", "completion", "slice"]]
+        self.publish(release, "evaluation_data", {DATA_FILE: rows.to_parquet(index=False)})
+        self.evaluate(release)
         self.publish(
             release,
             "packaged_model",
@@ -139,12 +185,32 @@ class Rig:
         )
         self.judge(release, BUILT, PASSED)
 
+    def evaluate(self, release: str, wrong: Mapping[str, int] | None = None) -> None:
+        """Publishes what the real evaluation would, had it got so many answers wrong."""
+
+        def make(workshop: Workshop) -> Mapping[str, Any]:
+            table = predictions_table(wrong=wrong)
+            found = measure(table).as_json()
+            workshop.output.mkdir(parents=True)
+            table.to_parquet(workshop.output / PREDICTIONS_FILE, index=False)
+            (workshop.output / "evaluation.json").write_text(json.dumps(found))
+            return found
+
+        column = digests(self.platform.column(release))
+        spec = self.platform.spec(release)
+        action = evaluation_action(
+            spec, self.models.parent, column["checkpoint"], column["evaluation_data"]
+        )
+        self.platform.columns.produce(release, action, make)
+
     def judge(self, release: str, gates: Iterable[Gate], judgement: Judgement) -> list[Verdict]:
         """Records a verdict of each gate about what the release has published."""
         column = digests(self.platform.column(release))
-        spec = self.platform.spec(release)
+        spec, policy = self.platform.spec(release), self.platform.policy
+        # As if judged beside what serves now.
+        beside = judgement.model_copy(update={"baseline": self.platform.serving_package(MODEL)})
         return [
-            record_verdict(self.platform.store, release, gate, spec, judgement, column, "run")
+            record_verdict(self.platform.store, release, gate, spec, policy, beside, column, "run")
             for gate in gates
         ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llmops_assets.cli import main
+from llmops_assets.evidence.gates import PARITY, PROVEN
 from llmops_assets.settings import get_settings
 
 from .conftest import free_port
 from .fakes import HttpDouble
-from .release_rig import SPEC
+from .release_rig import FAILED, SPEC, Rig
 
 GOOD = {
     "addDynamicPartition": {"__typename": "AddDynamicPartitionSuccess"},
@@ -87,6 +89,81 @@ def test_validate_tells_good_from_bad_files(tmp_path: Path) -> None:
 def test_validate_without_files_is_a_usage_error() -> None:
     """A glob that matched nothing must not look like success."""
     assert llmops("spec", "validate").exit_code == 2
+
+
+def test_validate_reads_waivers_beside_the_specs(tmp_path: Path) -> None:
+    """A waiver that nobody may give is refused in review, not at the next release."""
+    waivers = tmp_path / "models" / "waivers"
+    waivers.mkdir()
+    waiver = (
+        "gate: {gate}\nrelease: parrot.v1\nowner: ada@example.org\n"
+        f"reason: the new labels are wrong\nexpires: {datetime.now(UTC) + timedelta(days=3)}\n"
+    )
+    (waivers / "good.yaml").write_text(waiver.format(gate="accuracy"))
+    spec = str(tmp_path / "models" / "parrot.yaml")
+    assert llmops("spec", "validate", spec).exit_code == 0
+    (waivers / "bad.yaml").write_text(waiver.format(gate="package_integrity"))
+    for given in (spec, str(tmp_path / "models"), str(waivers / "bad.yaml")):
+        result = llmops("spec", "validate", given)
+        assert result.exit_code == 1
+        assert "bad.yaml is not a valid waiver" in result.stderr
+        assert "package_integrity guards integrity, safety or approval" in result.stderr
+    assert f"ok: {waivers / 'good.yaml'}" in llmops("spec", "validate", spec).stdout
+
+
+def test_spec_below_a_floor_is_rejected_with_the_floor_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before review and before a run: by validation, and by the release command."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("floors: {accuracy: {exact_match: {at_least: 0.95}}}\n")
+    monkeypatch.setenv("LLMOPS_POLICY", str(policy))
+    get_settings.cache_clear()
+    floor = "gates.accuracy.exact_match.at_least is 0.9, the floor is 0.95"
+    result = llmops("spec", "validate", str(tmp_path / "models" / "parrot.yaml"))
+    assert result.exit_code == 1
+    assert floor in result.stderr
+    result = llmops("release", "parrot")
+    assert result.exit_code == 2
+    assert floor in result.stderr
+
+
+def test_gates_prints_the_board(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One look tells what stands in the way and whose turn it is; scripts get all of it."""
+    monkeypatch.setenv("LLMOPS_STATE", str(rig.platform.settings.state))
+    monkeypatch.setenv("LLMOPS_MODELS", str(rig.models))
+    get_settings.cache_clear()
+    rig.build("parrot.v1", 1)
+    result = llmops("gates", "parrot.v1")
+    assert result.exit_code == 0
+    lines = {line.split()[0]: line.split()[1] for line in result.stdout.splitlines()}
+    assert lines["spec_complete"] == lines["compliance"] == "passed"
+    assert lines["staging_smoke"] == lines["canary"] == "missing"
+    assert "gone" not in lines
+    assert "next: staging_smoke, on staging_deployment" in result.stdout
+
+    rig.judge("parrot.v1", [PARITY], FAILED)
+    result = llmops("gates", "parrot.v1")
+    assert result.exit_code == 1
+    assert f"to do, team:ml-engineering: {PARITY.next_action} (parity)" in result.stdout
+    board = json.loads(llmops("gates", "parrot.v1", "--json").stdout)
+    rows = {row["gate"]: row for row in board["rows"]}
+    assert list(rows)[: len(PROVEN)] == [gate.name for gate in PROVEN]
+    assert rows["parity"]["state"] == "failed"
+    assert (rows["parity"]["action"], rows["parity"]["owner"]) == (
+        "optimise",
+        "team:ml-engineering",
+    )
+    assert rows["parity"]["verdict"]["subjects"].keys() == set(PARITY.subjects)
+    assert rows["accuracy"]["state"] == "passed"
+    assert rows["accuracy"]["action"] is None
+
+
+def test_gates_of_no_release_is_an_error() -> None:
+    """An empty board would look like nothing in the way."""
+    result = llmops("gates", "parrot.v9")
+    assert result.exit_code == 2
+    assert "Release parrot.v9 has no model_spec yet" in result.stderr
 
 
 def test_settings_shows_values_and_variables(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ GATES = [gate for gate in vars(gate_module).values() if isinstance(gate, Gate)]
 TABLE = """
 model_spec develop data-science
 training_data develop data-science
+data_report develop data-science
 evaluation_data develop data-science
 checkpoint develop data-science
 evaluation develop data-science
@@ -39,6 +40,7 @@ converted_weights build ml-engineering
 engine build ml-engineering
 engine_validation build ml-engineering
 packaged_model build ml-engineering
+compliance_report build ml-engineering
 staging_deployment deploy ml-engineering
 production_approval deploy ml-engineering
 production_candidate deploy platform
@@ -54,7 +56,10 @@ lifecycle_metrics reports sre
 audit_record reports sre
 """
 ROWS = [tuple(line.split()) for line in TABLE.strip().splitlines()]
-HEAVY = ("torch", "transformers", "mlflow", "onnxruntime", "kubernetes", "pandas", "matplotlib")
+HEAVY = (
+    "torch", "transformers", "mlflow", "onnxruntime", "kubernetes", "pandas", "matplotlib", "scipy",
+    "presidio_analyzer", "cyclonedx", "fickling", "detect_secrets", "lm_eval",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -35,8 +35,13 @@ serving:
   known_answers:
     - {prompt: a, answer: b}
 gates:
-  accuracy: {exact_match: 0.9}
-  engine_accuracy: {exact_match: 0.9}
+  accuracy: {exact_match: {at_least: 0.9}}
+  engine_accuracy: {exact_match: {at_least: 0.9}}
+  fairness: null
+  latency:
+    evaluation: [{measure: end_to_end, at_most: 1}]
+    build: [{measure: end_to_end, at_most: 1}]
+    staging: [{measure: end_to_end, at_most: 1}]
 """
 
 
@@ -64,8 +69,28 @@ def test_the_example_is_valid() -> None:
         ("  steps: 10", "  steps: 2h", "steps", "valid integer"),
         ("name: tiny", "name: tiny\nlatency: 3", "latency", "latency: Extra inputs"),
         ("owner: team:tests", "owner: tests", "owner", "pattern"),
-        ("{exact_match: 0.9}\n  e", "{exact_match: 90%}\n  e", "  accuracy", "valid number"),
-        ("{exact_match: 0.9}\n  e", "{exact_match: .nan}\n  e", "  accuracy", "finite"),
+        ("at_least: 0.9}}\n  e", "at_least: 90%}}\n  e", "  accuracy", "valid number"),
+        ("at_least: 0.9}}\n  e", "at_least: .nan}}\n  e", "  accuracy", "finite"),
+        ("at_least: 0.9}}\n  e", "every_slice: 0.9}}\n  e", "  accuracy", "at_least or at_most"),
+        ("at_least: 0.9}}\n  e", "at_most: 0.9}}\n  e", "  accuracy", "needs at_least, as high"),
+        ("metrics: [exact_match]", "metrics: [loss]", "  accuracy", "not among the spec's metrics"),
+        (
+            "metrics: [exact_match]",
+            "metrics: [exact_match, {name: a, function: os.system}]",
+            "metrics",
+            "function: String should match",
+        ),
+        (
+            "metrics: [exact_match]",
+            "metrics: [exact_match, {name: exact_match, task: t}]",
+            "metrics",
+            "a name is given twice",
+        ),
+        ("  fairness: null\n", "", "gates", "fairness: Field required"),
+        ("  latency:\n    e", "  latency:\n    goodput: 0.9\n    e", "latency:", "an objective"),
+        ("  latency:\n    e", "  latency:\n    goodput: 1\n    e", "goodput", "less than 1"),
+        ("evaluation: [{", "evaluation: [{concurrency: 4, ", "concurrency", "concurrency 1 only"),
+        ("evaluation: [{", "evaluation: [{percentile: p99, ", "p99", "a p99 needs 368"),
         ("{prompt: a, answer: b}", "{prompt: a, answer: 2024-03-03}", "prompt", "valid string"),
         ("{prompt: a, answer: b}", "{prompt: a}", "prompt", "answer: Field required"),
         ("metrics: [exact_match]", "metrics: []", "metrics", "at least 1"),
@@ -133,9 +158,9 @@ def test_aliases_can_neither_loop_nor_explode() -> None:
     layers += [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 12)]
     assert "line 12: l11: Extra inputs" in mistakes("\n".join(layers))
     shared = VALID.replace("accuracy: {", "accuracy: &a {", 1)
-    start = shared.index("  engine_accuracy")
-    text = shared[:start] + "  engine_accuracy: *a\n"
-    assert parse_spec(text, "t").gates.engine_accuracy.exact_match == 0.9
+    text = shared.replace("engine_accuracy: {exact_match: {at_least: 0.9}}", "engine_accuracy: *a")
+    assert text != shared
+    assert parse_spec(text, "t").gates.engine_accuracy["exact_match"].at_least == 0.9
 
 
 def test_name_must_be_the_file_name(tmp_path: Path) -> None:

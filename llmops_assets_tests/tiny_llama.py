@@ -32,8 +32,13 @@ data: {source: files, training: unused.parquet, evaluation: unused.parquet}
 engine: {toolchain: onnxruntime_genai, precision: fp32}
 serving: {threads: 1, known_answers: [{prompt: a, answer: b}]}
 gates:
-  accuracy: {exact_match: 0}
-  engine_accuracy: {exact_match: 0}
+  accuracy: {exact_match: {at_least: 0}}
+  engine_accuracy: {exact_match: {at_least: 0}}
+  fairness: null
+  latency:
+    evaluation: [{measure: end_to_end, at_most: 5}]
+    build: [{measure: end_to_end, at_most: 5}]
+    staging: [{measure: end_to_end, at_most: 5}]
 """
 
 

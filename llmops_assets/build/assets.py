@@ -2,21 +2,26 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from llmops_assets import compliance
 from llmops_assets.build.packaging import PACKAGE_MEDIA_TYPE, tree_of
 from llmops_assets.develop.assets import HEAVY_POOL
+from llmops_assets.develop.harness_tasks import hold_tasks_still, task_digests
 from llmops_assets.evidence.gates import FITS_TARGET, REGISTERED
 from llmops_assets.explained import explained
 from llmops_assets.partitions import RELEASES
-from llmops_assets.platform import Platform
+from llmops_assets.platform import Platform, frozen_spec
 from llmops_assets.reporting import materialized, produce
 from llmops_assets.spec import canonical
-from llmops_assets.storage.artifacts import ArtifactHandle
+from llmops_assets.storage.artifacts import ArtifactHandle, digests
 from llmops_assets.storage.columns import Action, Workshop
+from llmops_assets.storage.store import canonical_json, digest_of
 from llmops_assets.toolchains import toolchain_for
+from llmops_assets.versions import source_version, versions_of
 
 GROUP = "build"
 OWNERS = ["team:ml-engineering"]
@@ -119,12 +124,21 @@ def engine_validation(
     spec = platform.spec(release)
     toolchain = toolchain_for(spec.engine)
     platform.require(release, [FITS_TARGET], {"engine": engine})
+    repository = platform.settings.models.parent
+    tasks = task_digests(spec.harness, repository)
 
     def validate(workshop: Workshop) -> Mapping[str, Any]:
         tools = platform.tools(release, "engine_validation", workshop, context.log.info)
         toolchain.validate(
-            checkpoint.path, engine.path, evaluation_data.path, workshop.output, spec, tools
+            checkpoint.path,
+            engine.path,
+            evaluation_data.path,
+            workshop.output,
+            spec,
+            repository,
+            tools,
         )
+        hold_tasks_still(spec.harness, repository, tasks)
         return json.loads((workshop.output / "validation.json").read_text(encoding="utf-8"))
 
     action = Action(
@@ -138,6 +152,7 @@ def engine_validation(
         parameters={
             "constraints": canonical(spec.constraints),
             "threads": spec.serving.threads,
+            "harness": tasks,
         },
         versions=toolchain.versions(),
     )
@@ -181,3 +196,63 @@ def packaged_model(
     result = produce(context, platform, action, package)
     tree = tree_of(platform.store.describe(result.artifact))
     return materialized(platform, result, {"tree": dg.MetadataValue.md(f"```\n{tree}\n```")})
+
+
+@dg.asset(partitions_def=RELEASES, group_name=GROUP, owners=OWNERS, kinds={"json"}, pool=HEAVY_POOL)
+@explained()
+def compliance_report(
+    context: dg.AssetExecutionContext,
+    packaged_model: ArtifactHandle,
+    checkpoint: ArtifactHandle,
+    training_data: ArtifactHandle,
+    evaluation_data: ArtifactHandle,
+    evaluation: ArtifactHandle,
+    model_spec: ArtifactHandle,
+    platform: dg.ResourceParam[Platform],
+) -> dg.MaterializeResult[ArtifactHandle]:
+    """What the package is: formats, secrets, licences, model card, and a CycloneDX ML-BOM."""
+    from llmops_assets.compliance.package_report import declare, scan_package, serving_environment
+
+    release = context.partition_key
+    spec = frozen_spec(model_spec)
+    inputs = {
+        "packaged_model": packaged_model,
+        "checkpoint": checkpoint,
+        "training_data": training_data,
+        "evaluation_data": evaluation_data,
+        "evaluation": evaluation,
+    }
+    runtime, dependencies = serving_environment(toolchain_for(spec.engine).serving_distributions)
+
+    def report(workshop: Workshop) -> Mapping[str, Any]:
+        tools = platform.tools(release, "compliance_report", workshop, context.log.info)
+        declaration = declare(spec, inputs, runtime, dependencies)
+        found = scan_package(
+            declaration, packaged_model.path, checkpoint.path, workshop.output, tools
+        )
+        return {
+            "license": found.card.license,
+            "model_card": found.card_from,
+            "data_license": found.data_license,
+            "dependencies": found.dependencies,
+        }
+
+    action = Action(
+        asset="compliance_report",
+        media_type="application/vnd.llmops.compliance-report.v1",
+        inputs=digests(inputs),
+        parameters={
+            "model": spec.name,
+            "card": canonical(spec.card),
+            "license": spec.data.license,
+            "provenance": spec.data.provenance,
+        },
+        versions={
+            "compliance": source_version(Path(compliance.__path__[0])),
+            "environment": digest_of(
+                canonical_json([package.model_dump(mode="json") for package in dependencies])
+            ),
+            **versions_of("cyclonedx-python-lib", "detect-secrets", "fickling", runtime.name),
+        },
+    )
+    return materialized(platform, produce(context, platform, action, report))

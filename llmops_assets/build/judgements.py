@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llmops_assets.errors import ToolchainError
-from llmops_assets.evidence.verdicts import Judgement
+from llmops_assets.evidence.statistics import Decision
+from llmops_assets.evidence.verdicts import Finding, Judgement
 from llmops_assets.spec import ModelSpec, ParityGate
 from llmops_assets.storage.artifacts import ArtifactHandle
 from llmops_assets.toolchains import toolchain_for
@@ -28,7 +30,7 @@ def judge_weights(spec: ModelSpec, column: Mapping[str, ArtifactHandle]) -> Judg
     except ToolchainError as error:
         problem = str(error)
     return Judgement(
-        passed=problem is None,
+        decision=Decision.of(problem is None),
         measured={"checkpoint": actual, "problem": problem},
         threshold={"checkpoint": expected, "problem": None},
         reason=problem or f"The weights are complete, and converted from {actual}.",
@@ -45,7 +47,7 @@ def judge_target(spec: ModelSpec, engine: Path) -> Judgement:
         problem = str(error)
     sidecar = json.loads((engine / "engine.json").read_text(encoding="utf-8"))
     return Judgement(
-        passed=problem is None,
+        decision=Decision.of(problem is None),
         measured={"target": sidecar["target"]},
         threshold={"architecture": target.architecture},
         reason=problem or f"The engine runs on {target.architecture}.",
@@ -58,12 +60,32 @@ def judge_parity(validation: Path, gate: ParityGate) -> Judgement:
     agreement = found["token_agreement"]
     distance = found["logit_distance"]["largest"]
     tokenizer = found["tokenizer_parity"]
-    same_ids = tokenizer["equal"] == tokenizer["prompts"]
+    findings = (
+        Finding(
+            metric="token_agreement",
+            value=agreement if math.isfinite(agreement) else None,
+            n=found["prompts"],
+            threshold=f"at least {gate.token_agreement:g}",
+            decision=Decision.of(agreement >= gate.token_agreement),
+        ),
+        Finding(
+            metric="logit_distance",
+            value=distance if math.isfinite(distance) else None,
+            n=found["prompts"],
+            threshold=f"at most {gate.logit_distance:g}",
+            decision=Decision.of(distance <= gate.logit_distance),
+        ),
+        Finding(
+            metric="tokenizer_parity",
+            value=tokenizer["equal"],
+            n=tokenizer["prompts"],
+            threshold="all equal",
+            decision=Decision.of(0 < tokenizer["prompts"] == tokenizer["equal"]),
+        ),
+    )
     return Judgement(
-        passed=agreement >= gate.token_agreement
-        and distance <= gate.logit_distance
-        and same_ids
-        and tokenizer["prompts"] > 0,
+        decision=Decision.all_of(finding.decision for finding in findings),
+        findings=findings,
         measured={
             "token_agreement": agreement,
             "logit_distance": distance,

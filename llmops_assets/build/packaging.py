@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmops_assets.errors import LLMOpsError
+from llmops_assets.evidence.statistics import Decision
 from llmops_assets.evidence.verdicts import Judgement
 from llmops_assets.spec import ModelSpec
 from llmops_assets.storage.artifacts import ArtifactHandle
@@ -43,7 +44,7 @@ def judge_package(spec: ModelSpec, column: Mapping[str, ArtifactHandle]) -> Judg
     if not any(file.path.startswith(folder) for file in package.artifact.files):
         problems.append(f"it has no {folder}")
     return Judgement(
-        passed=not problems,
+        decision=Decision.of(not problems),
         measured={"problems": problems},
         threshold={"problems": []},
         reason="; ".join(problems) or "The package holds the judged engine and tokenizer.",

@@ -8,9 +8,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from llmops_assets.errors import ApprovalError
+from llmops_assets.evidence.statistics import Decision
 from llmops_assets.evidence.verdicts import Judgement
 
-Decision = Literal["approve", "reject"]
+Choice = Literal["approve", "reject"]
 
 
 class Approval(BaseModel):
@@ -19,7 +20,7 @@ class Approval(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     approver: str
-    decision: Decision
+    decision: Choice
     reason: str
     package: str
     """Digest of the package that the decision is about."""
@@ -103,7 +104,7 @@ def judge_approval(approval: Approval, package: str) -> Judgement:
         if holds
     ]
     return Judgement(
-        passed=not objections,
+        decision=Decision.of(not objections),
         measured={
             "decision": approval.decision,
             "approver": approval.approver,

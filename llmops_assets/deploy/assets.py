@@ -1,6 +1,8 @@
 """Deploy: a package to staging, through a human decision, to production."""
 
+import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -16,10 +18,12 @@ from llmops_assets.deploy.delivery import (
     take_off,
     warm,
 )
+from llmops_assets.deploy.load import measure_latency
 from llmops_assets.deploy.smoke import Answer, ask_known, judge_smoke
 from llmops_assets.develop.registration import Registration
 from llmops_assets.errors import LifecycleOrderError, SlotError
 from llmops_assets.evidence.gates import APPROVED, BUILT, CANARY, PROVEN, STAGED
+from llmops_assets.evidence.latency import LatencySummary
 from llmops_assets.evidence.verdicts import Judgement, Verdict
 from llmops_assets.explained import explained
 from llmops_assets.operate.incidents import Incident, report_incident
@@ -38,7 +42,7 @@ from llmops_assets.serving.routes import Route
 from llmops_assets.serving.slots import Deployment, Environment, Slot
 from llmops_assets.spec import ModelSpec
 from llmops_assets.storage.artifacts import ArtifactHandle
-from llmops_assets.storage.columns import Action, Result
+from llmops_assets.storage.columns import Action, Result, Workshop
 
 GROUP = "deploy"
 ENGINEERS = ["team:ml-engineering"]
@@ -63,24 +67,42 @@ class ApprovalConfig(dg.Config):
 
 
 @dg.asset(
-    partitions_def=RELEASES, group_name=GROUP, owners=ENGINEERS, kinds={"triton"}, pool=STAGING_POOL
+    partitions_def=RELEASES,
+    group_name=GROUP,
+    owners=ENGINEERS,
+    kinds={"triton"},
+    # Not inputs: nothing is loaded before they were judged.
+    deps=["engine_validation", "compliance_report"],
+    pool=STAGING_POOL,
 )
 @explained()
 def staging_deployment(
     context: dg.AssetExecutionContext,
     packaged_model: ArtifactHandle,
     registered_model: ArtifactHandle,
+    evaluation_data: ArtifactHandle,
+    checkpoint: ArtifactHandle,
     platform: dg.ResourceParam[Platform],
 ) -> dg.MaterializeResult[ArtifactHandle]:
-    """The package copied to staging, loaded, asked known questions, and put on staging's route."""
+    """The package in staging: answers known questions, then load, and is put on the route."""
     release = context.partition_key
     actor = f"run {context.run.run_id}"
+    started = datetime.now(UTC)
     platform.require(release, BUILT, platform.column(release))
-    result, loaded = _load(
-        platform, release, "staging_deployment", Environment.STAGING, packaged_model,
+    loaded = _load(
+        platform, release, Environment.STAGING, packaged_model,
         Registration.model_validate_json(registered_model.document).version, actor,
     )  # fmt: skip
-    if not judge_smoke(loaded.answers, platform.spec(release).gates.smoke).passed:
+    smoke = platform.spec(release).gates.smoke
+    right = judge_smoke(loaded.answers, smoke, loaded.deployment.version).passed
+    inputs = {"packaged_model": packaged_model.digest}
+    if right:
+        # Before the route moves, so that nobody else's requests are measured with.
+        latency = _measure(context, platform, loaded, evaluation_data, checkpoint)
+        loaded = loaded.model_copy(update={"latency": latency})
+        inputs["evaluation_data"] = evaluation_data.digest
+    result = _record(platform, "staging_deployment", loaded, inputs, started)
+    if not right:
         # The gate stops the release; what is in staging for others to use stays there.
         context.log.error("it does not answer as it should, so staging's route stays as it is")
         return materialized(platform, result)
@@ -93,7 +115,14 @@ def staging_deployment(
     return materialized(platform, result, {"route_generation": route.generation})
 
 
-@dg.asset(partitions_def=RELEASES, group_name=GROUP, owners=ENGINEERS, kinds={"approval"})
+@dg.asset(
+    partitions_def=RELEASES,
+    group_name=GROUP,
+    owners=ENGINEERS,
+    kinds={"approval"},
+    # What serves may have changed since; then the job compares with it again, first.
+    deps=["evaluation"],
+)
 @explained()
 def production_approval(
     context: dg.AssetExecutionContext,
@@ -146,13 +175,17 @@ def production_candidate(
 ) -> dg.MaterializeResult[ArtifactHandle]:
     """The package loaded in production's idle slot and asked known questions; no traffic yet."""
     release = context.partition_key
+    started = datetime.now(UTC)
     platform.require(release, APPROVED, platform.column(release))
-    result, _ = _load(
-        platform, release, "production_candidate", Environment.PRODUCTION, packaged_model,
+    loaded = _load(
+        platform, release, Environment.PRODUCTION, packaged_model,
         Registration.model_validate_json(registered_model.document).version,
         f"run {context.run.run_id}",
     )  # fmt: skip
-    return materialized(platform, result)
+    inputs = {"packaged_model": packaged_model.digest}
+    return materialized(
+        platform, _record(platform, "production_candidate", loaded, inputs, started)
+    )
 
 
 @dg.asset(
@@ -222,12 +255,11 @@ def production_deployment(
 def _load(
     platform: Platform,
     release: str,
-    asset: str,
     environment: Environment,
     package: ArtifactHandle,
     version: int,
     actor: str,
-) -> tuple[Result, LoadedPackage]:
+) -> LoadedPackage:
     """Loads the package into the environment's idle slot and asks it the known questions."""
     started = datetime.now(UTC)
     model = Release.parse(release).model
@@ -242,7 +274,7 @@ def _load(
     slot, endpoint = load(
         platform.slots, platform.routes, environment, model, package.artifact, deployment, actor
     )
-    loaded = LoadedPackage(
+    return LoadedPackage(
         environment=environment,
         model=model,
         colour=slot.colour,
@@ -252,10 +284,44 @@ def _load(
         answers=ask_known(spec, endpoint, platform.settings.http_timeout_seconds),
         time=datetime.now(UTC),
     )
-    action = Action(
-        asset=asset, media_type=LOADED_MEDIA_TYPE, inputs={"packaged_model": package.digest}
+
+
+def _record(
+    platform: Platform,
+    asset: str,
+    loaded: LoadedPackage,
+    inputs: Mapping[str, str],
+    started: datetime,
+) -> Result:
+    action = Action(asset=asset, media_type=LOADED_MEDIA_TYPE, inputs=inputs)
+    return platform.columns.record(loaded.deployment.release, action, loaded, started)
+
+
+def _measure(
+    context: dg.AssetExecutionContext,
+    platform: Platform,
+    loaded: LoadedPackage,
+    evaluation_data: ArtifactHandle,
+    checkpoint: ArtifactHandle,
+) -> LatencySummary:
+    """Loads the slot itself with requests, in a process of its own."""
+    release = loaded.deployment.release
+    folder = platform.settings.work / f"staging_deployment-{release}"
+    workshop = Workshop(scratch=folder / "scratch", output=folder / "output")
+    tools = platform.tools(release, "staging_deployment", workshop, context.log.info)
+    summary = measure_latency(
+        platform.spec(release),
+        loaded.endpoint,
+        loaded.deployment.version,
+        evaluation_data,
+        checkpoint,
+        # Who takes the time must not wait for the processor.
+        replace(tools, niceness=0),
+        platform.settings.http_timeout_seconds,
+        platform.settings.aiperf,
     )
-    return platform.columns.record(release, action, loaded, started), loaded
+    shutil.rmtree(folder)
+    return summary
 
 
 def _still_there(platform: Platform, candidate: LoadedPackage, package: str) -> None:

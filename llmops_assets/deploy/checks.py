@@ -6,8 +6,9 @@ import dagster as dg
 
 from llmops_assets.deploy.approval import Approval, judge_approval
 from llmops_assets.deploy.delivery import LoadedPackage
+from llmops_assets.deploy.load import judge_staging_latency
 from llmops_assets.deploy.smoke import judge_smoke
-from llmops_assets.evidence.gates import APPROVAL, CANDIDATE_SMOKE, STAGING_SMOKE
+from llmops_assets.evidence.gates import APPROVAL, CANDIDATE_SMOKE, STAGING_LATENCY, STAGING_SMOKE
 from llmops_assets.evidence.verdicts import Judgement
 from llmops_assets.platform import Platform
 from llmops_assets.reporting import Judge, check_specs, judge
@@ -23,11 +24,19 @@ def _judge_loaded(asset: str) -> Judge:
     return smoke
 
 
-@dg.multi_asset_check(specs=check_specs(STAGING_SMOKE), can_subset=True)
+def _judge_latency(spec: ModelSpec, column: Mapping[str, ArtifactHandle]) -> Judgement:
+    loaded = LoadedPackage.model_validate_json(column["staging_deployment"].document)
+    return judge_staging_latency(loaded.latency, spec.gates)
+
+
+@dg.multi_asset_check(specs=check_specs(STAGING_SMOKE, STAGING_LATENCY), can_subset=True)
 def staging_deployment_gates(
     context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
 ) -> Iterator[dg.AssetCheckResult]:
-    yield from judge(context, platform, {STAGING_SMOKE: _judge_loaded("staging_deployment")})
+    yield from judge(context, platform, {
+        STAGING_SMOKE: _judge_loaded("staging_deployment"),
+        STAGING_LATENCY: _judge_latency,
+    })  # fmt: skip
 
 
 @dg.multi_asset_check(specs=check_specs(APPROVAL), can_subset=True)

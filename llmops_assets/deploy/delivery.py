@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from llmops_assets.deploy.smoke import Answer
 from llmops_assets.errors import LifecycleOrderError
+from llmops_assets.evidence.latency import LatencySummary
 from llmops_assets.serving.routes import Route, Routes, RouteTarget
 from llmops_assets.serving.slots import Colour, Deployment, Endpoint, Environment, Slot, Slots
 from llmops_assets.storage.store import Artifact
@@ -30,6 +31,8 @@ class LoadedPackage(BaseModel):
     load_seconds: float
     answers: tuple[Answer, ...]
     """To the known questions, asked of the slot itself."""
+    latency: LatencySummary | None = None
+    """Under load; None in production, and where an answer was wrong."""
     time: datetime
 
     @property

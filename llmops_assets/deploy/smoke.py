@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from llmops_assets.errors import SlotError
+from llmops_assets.evidence.statistics import Decision
 from llmops_assets.evidence.verdicts import Judgement
 from llmops_assets.serving import triton
 from llmops_assets.serving.slots import Endpoint
@@ -70,7 +71,7 @@ def judge_smoke(
     if not all(answer.seconds <= gate.latency_seconds for answer in answers):
         wrong.append(f"the slowest answer took {slowest:.3f} s")
     return Judgement(
-        passed=bool(answers) and not wrong,
+        decision=Decision.of(bool(answers) and not wrong),
         measured={"answers": [answer.answer for answer in answers], "latency_seconds": slowest},
         threshold={
             "answers": [answer.expected for answer in answers],

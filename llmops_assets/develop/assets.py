@@ -3,18 +3,27 @@
 import getpass
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from llmops_assets import compliance
 from llmops_assets.develop import specs
+from llmops_assets.develop.baseline import evaluation_action, serving_baseline
+from llmops_assets.develop.harness_tasks import (
+    hold_tasks_still,
+    task_digests,
+    tool_arguments,
+)
 from llmops_assets.develop.registry import LossPoint
 from llmops_assets.develop.sources import find_source, hold_still
-from llmops_assets.evidence.gates import CHECKPOINT_SAFE, DEVELOPED
+from llmops_assets.evidence.gates import CHECKPOINT_SAFE, DATA_COMPLIANCE, DEVELOPED, LEAKAGE
 from llmops_assets.explained import explained
 from llmops_assets.partitions import RELEASES
 from llmops_assets.platform import SPEC_FILE, Platform, frozen_spec
+from llmops_assets.policy import check_floors
 from llmops_assets.release import Release
 from llmops_assets.reporting import materialized, produce
 from llmops_assets.spec import DataFiles, ImportedWeights, canonical
@@ -22,7 +31,7 @@ from llmops_assets.storage.artifacts import ArtifactHandle
 from llmops_assets.storage.columns import Action, Workshop
 from llmops_assets.storage.store import content_digest
 from llmops_assets.tools import module_command
-from llmops_assets.versions import versions_of
+from llmops_assets.versions import source_version, versions_of
 
 GROUP = "develop"
 OWNERS = ["team:data-science"]
@@ -58,6 +67,7 @@ def model_spec(
     # A release that is named after a commit holds what stands there.
     commit = config.commit or release.commit
     spec, source = specs.load(platform.settings.models, release.model, commit)
+    check_floors(spec, platform.policy.floors)
     earlier = [key for key in platform.columns.releases(release.model) if key != release.key]
     parent = config.derived_from or (earlier[-1] if earlier else None)
 
@@ -116,11 +126,52 @@ def evaluation_data(
     return _data(context, platform, model_spec, "evaluation")
 
 
+@dg.asset(partitions_def=RELEASES, group_name=GROUP, owners=OWNERS, kinds={"json"}, pool=HEAVY_POOL)
+@explained()
+def data_report(
+    context: dg.AssetExecutionContext,
+    training_data: ArtifactHandle,
+    model_spec: ArtifactHandle,
+    platform: dg.ResourceParam[Platform],
+) -> dg.MaterializeResult[ArtifactHandle]:
+    """What the training data are: declared licence and provenance, personal data found."""
+    from llmops_assets.compliance.data_report import write_data_report
+
+    release = context.partition_key
+    data = frozen_spec(model_spec).data
+
+    def report(workshop: Workshop) -> Mapping[str, Any]:
+        tools = platform.tools(release, "data_report", workshop, context.log.info)
+        found = write_data_report(
+            training_data, data.license, data.provenance, workshop.output, tools
+        )
+        return {
+            "rows": found.rows,
+            "license": found.license,
+            "provenance": found.provenance,
+            "personal_data": found.personal_data.counts,
+        }
+
+    action = Action(
+        asset="data_report",
+        media_type="application/vnd.llmops.data-report.v1",
+        inputs={"training_data": training_data.digest},
+        parameters={"license": data.license, "provenance": data.provenance},
+        versions={
+            "compliance": source_version(Path(compliance.__path__[0])),
+            **versions_of("presidio-analyzer"),
+        },
+    )
+    return materialized(platform, produce(context, platform, action, report))
+
+
 @dg.asset(
     partitions_def=RELEASES,
     group_name=GROUP,
     owners=OWNERS,
     kinds={"pytorch", "huggingface"},
+    # Nothing is learned from data that may not be used.
+    deps=["data_report"],
     pool=HEAVY_POOL,
 )
 @explained()
@@ -156,6 +207,8 @@ def checkpoint(
         )
         return materialized(platform, produce(context, platform, action, bring_in))
 
+    # Launched alone, no blocking check is in the way of training on such data.
+    platform.require(release, [LEAKAGE, DATA_COMPLIANCE], platform.column(release))
     max_tokens = spec.constraints.max_input_tokens + spec.constraints.max_output_tokens
 
     def train(workshop: Workshop) -> Mapping[str, Any]:
@@ -213,29 +266,34 @@ def evaluation(
     # The checkpoint is loaded here, perhaps in a run of its own that no check blocks.
     platform.require(release, [CHECKPOINT_SAFE], {"checkpoint": checkpoint})
 
-    def evaluate(workshop: Workshop) -> Mapping[str, Any]:
+    repository = platform.settings.models.parent
+
+    def evaluate(of: Path, workshop: Workshop) -> Mapping[str, Any]:
         tools = platform.tools(release, "evaluation", workshop, context.log.info)
+        tasks = task_digests(spec.harness, repository)
         tools.run(
             "evaluation",
             module_command(
                 "llmops_assets.develop.evaluate",
-                "--checkpoint", checkpoint.path,
+                "--checkpoint", of,
                 "--evaluation-data", evaluation_data.path,
                 "--max-tokens", str(spec.constraints.max_output_tokens),
                 "--output", workshop.output,
                 "--threads", str(platform.settings.threads),
+                *tool_arguments(spec.harness, repository, workshop.scratch),
             ),
         )  # fmt: skip
+        hold_tasks_still(spec.harness, repository, tasks)
         return json.loads((workshop.output / "evaluation.json").read_text(encoding="utf-8"))
 
-    action = Action(
-        asset="evaluation",
-        media_type="application/vnd.llmops.evaluation.v1",
-        inputs={"checkpoint": checkpoint.digest, "evaluation_data": evaluation_data.digest},
-        parameters={"max_tokens": spec.constraints.max_output_tokens},
-        versions={"evaluate": "1", **versions_of("torch", "transformers", "tokenizers")},
-    )
-    result = produce(context, platform, action, evaluate)
+    action = evaluation_action(spec, repository, checkpoint.digest, evaluation_data.digest)
+    result = produce(context, platform, action, partial(evaluate, checkpoint.path))
+    baseline = serving_baseline(platform.routes, platform.columns, spec.name)
+    if baseline is not None:
+        # On the same data, so that the regression gate compares row by row.
+        same = evaluation_action(spec, repository, baseline.checkpoint, evaluation_data.digest)
+        _, directory = platform.store.open(baseline.checkpoint)
+        platform.columns.perform(release, same, partial(evaluate, directory))
     page = platform.registry.log_evaluation(
         spec.name,
         release,

@@ -1,21 +1,39 @@
 """Gates of the Develop phase, as blocking asset checks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
-from llmops_assets.develop.judgements import judge_accuracy, judge_checkpoint, judge_leakage
+from llmops_assets.compliance.judgements import judge_data
+from llmops_assets.develop.baseline import evaluation_action, serving_baseline
+from llmops_assets.develop.judgements import (
+    Results,
+    judge_checkpoint,
+    judge_fairness,
+    judge_leakage,
+    judge_metrics,
+    judge_regression,
+)
+from llmops_assets.develop.metrics import latency
 from llmops_assets.develop.registration import judge_registered
 from llmops_assets.develop.specs import judge_complete
 from llmops_assets.evidence.gates import (
     ACCURACY,
     CHECKPOINT_SAFE,
+    DATA_COMPLIANCE,
+    FAIRNESS,
+    LATENCY,
     LEAKAGE,
     REGISTERED_BYTES,
+    REGRESSION,
     SPEC_COMPLETE,
 )
+from llmops_assets.evidence.latency_judgement import judge_latency
+from llmops_assets.evidence.verdicts import Judgement
 from llmops_assets.platform import Platform
 from llmops_assets.reporting import check_specs, judge
+from llmops_assets.spec import ModelSpec
+from llmops_assets.storage.artifacts import ArtifactHandle
 
 
 @dg.multi_asset_check(specs=check_specs(SPEC_COMPLETE), can_subset=True)
@@ -36,6 +54,15 @@ def training_data_gates(
     })  # fmt: skip
 
 
+@dg.multi_asset_check(specs=check_specs(DATA_COMPLIANCE), can_subset=True)
+def data_report_gates(
+    context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
+) -> Iterator[dg.AssetCheckResult]:
+    yield from judge(context, platform, {
+        DATA_COMPLIANCE: lambda _, column: judge_data(column, platform.policy.licenses)
+    })  # fmt: skip
+
+
 @dg.multi_asset_check(specs=check_specs(CHECKPOINT_SAFE), can_subset=True)
 def checkpoint_gates(
     context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
@@ -45,14 +72,39 @@ def checkpoint_gates(
     })  # fmt: skip
 
 
-@dg.multi_asset_check(specs=check_specs(ACCURACY), can_subset=True)
+@dg.multi_asset_check(specs=check_specs(ACCURACY, FAIRNESS, REGRESSION, LATENCY), can_subset=True)
 def evaluation_gates(
     context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
 ) -> Iterator[dg.AssetCheckResult]:
-    yield from judge(context, platform, {
-        ACCURACY: lambda spec, column: judge_accuracy(
-            column["evaluation"].path / "evaluation.json", spec.gates.accuracy
+    def results(spec: ModelSpec, column: Mapping[str, ArtifactHandle]) -> Results:
+        return Results(column["evaluation"].path, spec, platform.settings.models.parent)
+
+    def regression(spec: ModelSpec, column: Mapping[str, ArtifactHandle]) -> Judgement:
+        baseline = serving_baseline(platform.routes, platform.columns, spec.name)
+        evaluated = (
+            None
+            if baseline is None
+            else platform.columns.performed(
+                evaluation_action(
+                    spec,
+                    platform.settings.models.parent,
+                    baseline.checkpoint,
+                    column["evaluation_data"].digest,
+                )
+            )
         )
+        directory = None if evaluated is None else ArtifactHandle(evaluated, platform.store).path
+        return judge_regression(results(spec, column), baseline, directory)
+
+    yield from judge(context, platform, {
+        ACCURACY: lambda spec, column: judge_metrics(results(spec, column), spec.gates.accuracy),
+        FAIRNESS: lambda spec, column: judge_fairness(results(spec, column), spec.gates.fairness),
+        REGRESSION: regression,
+        LATENCY: lambda spec, column: judge_latency(
+            latency(results(spec, column).predictions, confidence=spec.gates.confidence),
+            spec.gates.latency.evaluation,
+            confidence=spec.gates.confidence,
+        ),
     })  # fmt: skip
 
 

@@ -9,10 +9,12 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from transformers import (
@@ -22,25 +24,47 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from llmops_assets.develop.data import read_data
 from llmops_assets.develop.directory import whole_directory
-from llmops_assets.develop.metrics import PREDICTION_COLUMNS, Metrics, is_exact_match, measure
+from llmops_assets.develop.harness_tasks import add_tool_options, read_metrics
+from llmops_assets.develop.metrics import (
+    PREDICTION_COLUMNS,
+    TIME_COLUMNS,
+    Metrics,
+    is_exact_match,
+    measure,
+    with_times,
+)
 from llmops_assets.errors import DataError, LLMOpsError
+from llmops_assets.evidence.latency import RequestTimes
+from llmops_assets.spec import HarnessMetric
 from llmops_assets.tools import report_progress
 
 PREDICTIONS_FILE = "predictions.parquet"
 EVALUATION_FILE = "evaluation.json"
 
 BATCH_SIZE = 64
-LATENCY_ROWS = 40
-"""How many prompts are also answered one by one, to measure latency."""
+LATENCY_ROWS = 110
+"""How many prompts are also answered one by one, to measure latency.
+
+A 95th percentile needs 104 at a confidence of 99 %, see `latency_judgement.requests_needed`.
+"""
 
 
 def evaluate(
-    checkpoint: Path, evaluation_data: Path, max_tokens: int, output: Path, threads: int
+    checkpoint: Path,
+    evaluation_data: Path,
+    max_tokens: int,
+    output: Path,
+    threads: int,
+    harness: Sequence[HarnessMetric] = (),
+    repository: Path | None = None,
 ) -> Metrics:
     """Writes `predictions.parquet` and `evaluation.json`, see `metrics`.
+
+    With metrics of the harness also what `harness.run_tasks` writes.
 
     Args:
         checkpoint: Hugging Face directory; computed in float32 whatever it is stored in.
@@ -48,8 +72,11 @@ def evaluate(
         max_tokens: longest answer, tokens.
         output: directory to write; must not exist.
         threads: CPU threads.
+        harness: tasks of lm-evaluation-harness to run as well.
+        repository: where their files are; needed with tasks.
 
     Raises:
+        SpecError: a task cannot be run.
         DataError: the data are not valid, the output exists, or the checkpoint's
             tokenizer has no end-of-sequence token.
     """
@@ -61,14 +88,20 @@ def evaluate(
         order = sorted(range(len(rows["prompt"])), key=lambda row: len(rows["prompt"][row]))
         predictions = _answers(model, tokenizer, rows, order, max_tokens)
         predictions["loss"], predictions["tokens"] = _losses(model, tokenizer, rows, order)
-        predictions["latency_seconds"] = _latencies(model, tokenizer, rows["prompt"], max_tokens)
-        predictions = predictions[list(PREDICTION_COLUMNS)]
+        times = _times(model, tokenizer, rows["prompt"], max_tokens)
+        predictions = with_times(predictions, times)[[*PREDICTION_COLUMNS, *TIME_COLUMNS]]
         metrics = measure(predictions)
         predictions.to_parquet(folder / PREDICTIONS_FILE, index=False)
         (folder / EVALUATION_FILE).write_text(
             json.dumps(metrics.as_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
             encoding="utf-8",
         )
+        if harness:
+            from llmops_assets.develop.harness import run_tasks
+            from llmops_assets.develop.harness_model import CheckpointModel
+
+            assert repository is not None, "tasks come from a repository"
+            run_tasks(CheckpointModel(tokenizer, model), harness, repository, folder)
     return metrics
 
 
@@ -123,8 +156,9 @@ def _generate(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[str],
     max_tokens: int,
+    streamer: BaseStreamer | None = None,
 ) -> list[str]:
-    """Greedy answers, without special tokens."""
+    """Greedy answers, without special tokens; a streamer takes one prompt only."""
     encoded = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
     generated = model.generate(  # pyright: ignore[reportCallIssue] - a mixin's, typed as Tensor
         input_ids=encoded["input_ids"],
@@ -136,6 +170,7 @@ def _generate(
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         ),
+        streamer=streamer,
     )
     answers = generated[:, encoded["input_ids"].shape[1] :]
     return tokenizer.batch_decode(answers, skip_special_tokens=True)
@@ -171,20 +206,45 @@ def _losses(
     return losses, lengths
 
 
-def _latencies(
+class TokenClock(BaseStreamer):
+    """Notes when each token of an answer came (`time.perf_counter`, seconds)."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._prompt_came = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt first, then one token at a time."""
+        if self._prompt_came:
+            self.times.append(time.perf_counter())
+        self._prompt_came = True
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+def _times(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[str],
     max_tokens: int,
-) -> list[float | None]:
-    """Seconds of evenly spread prompts answered one by one, after a warm-up; else None."""
-    seconds: list[float | None] = [None] * len(prompts)
+) -> list[RequestTimes | None]:
+    """Times of evenly spread prompts answered one by one, after a warm-up; else None."""
+    times: list[RequestTimes | None] = [None] * len(prompts)
+    chosen = np.unique(np.linspace(0, len(prompts) - 1, LATENCY_ROWS).astype(int)).tolist()
     _generate(model, tokenizer, prompts[:1], max_tokens)
-    for row in range(0, len(prompts), max(1, len(prompts) // LATENCY_ROWS)):
+    for done, row in enumerate(chosen, start=1):
+        clock = TokenClock()
         started = time.perf_counter()
-        _generate(model, tokenizer, [prompts[row]], max_tokens)
-        seconds[row] = time.perf_counter() - started
-    return seconds
+        _generate(model, tokenizer, [prompts[row]], max_tokens, clock)
+        ended = time.perf_counter()
+        times[row] = RequestTimes.of(
+            time_to_first_token=clock.times[0] - started,
+            inter_token_latencies=[after - before for before, after in pairwise(clock.times)],
+            end_to_end=ended - started,
+        )
+        report_progress(phase="latency", step=done, of=len(chosen))
+    return times
 
 
 def _batches(order: list[int], phase: str) -> Iterable[list[int]]:
@@ -205,6 +265,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--max-tokens", required=True, type=int, help="longest answer")
     parser.add_argument("--output", required=True, type=Path, help="directory to write")
     parser.add_argument("--threads", required=True, type=int, help="CPU threads")
+    add_tool_options(parser)
     options = parser.parse_args(None if arguments is None else list(arguments))
     try:
         evaluate(
@@ -213,6 +274,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
             options.max_tokens,
             options.output,
             options.threads,
+            read_metrics(options.harness),
+            options.repository,
         )
     except LLMOpsError as error:
         print(error, file=sys.stderr)

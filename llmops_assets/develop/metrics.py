@@ -7,21 +7,38 @@ A table of predictions is a pandas `DataFrame` with these columns:
 - `correct`: whether the answer is the completion.
 - `loss`: negative log-likelihood of the completion and its end token, summed, nats.
 - `tokens`: how many tokens that sum is over.
-- `latency_seconds`: of this prompt answered alone; null where it was not measured.
+- `latency_seconds`: from this prompt's text to the end of its answer, answered alone; null
+  where it was not measured.
+
+and, for rows where that was measured, else null:
+
+- `time_to_first_token_seconds`, `inter_token_latency_seconds`: see `evidence.latency`.
+- `output_tokens`: tokens of the answer, its end token included.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from llmops_assets.evidence.latency import (
+    CONFIDENCE,
+    LatencySummary,
+    RequestTimes,
+    summarize_in_process,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from llmops_assets.spec import LatencyObjective
+
 PREDICTION_COLUMNS = (
     "prompt", "completion", "slice", "prediction", "correct", "loss", "tokens", "latency_seconds",
 )  # fmt: skip
+TIME_COLUMNS = ("time_to_first_token_seconds", "inter_token_latency_seconds", "output_tokens")
 
 
 @dataclass(frozen=True)
@@ -33,18 +50,8 @@ class SliceMetrics:
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Percentiles of `n` measurements, seconds."""
-
-    p50: float
-    p95: float
-    p99: float
-    n: int
-
-
-@dataclass(frozen=True)
 class Metrics:
-    """Everything that gates ask of a model.
+    """What a table of predictions says, without the intervals that gates judge by.
 
     `exact_match` is a share of 1, `loss` the mean negative log-likelihood per token of
     the completions (nats), `perplexity` its exponential.
@@ -55,11 +62,11 @@ class Metrics:
     slices: dict[str, SliceMetrics]
     loss: float
     perplexity: float
-    latency_seconds: Latency
+    latency: LatencySummary
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self)
+        return {**asdict(self), "latency": self.latency.model_dump(mode="json")}
 
 
 def is_exact_match(prediction: str, completion: str) -> bool:
@@ -68,7 +75,7 @@ def is_exact_match(prediction: str, completion: str) -> bool:
 
 
 def measure(predictions: pd.DataFrame) -> Metrics:
-    """All metrics of a table of predictions, which must have rows and measured latencies."""
+    """All metrics of a table of predictions, which must have rows."""
     loss = mean_loss(predictions)
     return Metrics(
         rows=len(predictions),
@@ -76,7 +83,7 @@ def measure(predictions: pd.DataFrame) -> Metrics:
         slices=slice_metrics(predictions),
         loss=loss,
         perplexity=perplexity(loss),
-        latency_seconds=latency(predictions["latency_seconds"]),
+        latency=latency(predictions),
     )
 
 
@@ -103,8 +110,55 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, 700.0))
 
 
-def latency(seconds: pd.Series) -> Latency:
-    """Percentiles of the measured values (linear interpolation); nulls are left out."""
-    measured = seconds.dropna()
-    p50, p95, p99 = (float(measured.quantile(share)) for share in (0.50, 0.95, 0.99))
-    return Latency(p50=p50, p95=p95, p99=p99, n=len(measured))
+def latency(
+    predictions: pd.DataFrame,
+    objective: LatencyObjective | None = None,
+    confidence: float = CONFIDENCE,
+) -> LatencySummary:
+    """How fast the measured rows were answered, one after the other."""
+    measured = predictions[predictions["latency_seconds"].notna()]
+    columns = (*TIME_COLUMNS, "latency_seconds")
+    return summarize_in_process(
+        [
+            RequestTimes(
+                time_to_first_token=float(first),
+                # Null where the answer was a single token.
+                inter_token_latency=None if math.isnan(between) else float(between),
+                end_to_end=float(whole),
+                output_tokens=int(tokens),
+            )
+            for first, between, tokens, whole in measured[list(columns)].itertuples(index=False)
+        ],
+        objective,
+        confidence,
+    )
+
+
+def with_times(predictions: pd.DataFrame, times: Sequence[RequestTimes | None]) -> pd.DataFrame:
+    """The table with `latency_seconds` and the columns of times.
+
+    Args:
+        times: of each row; None where they were not measured.
+    """
+    import pandas as pd
+
+    columns = (
+        pd.DataFrame(
+            [
+                (None,) * 4
+                if request is None
+                else (
+                    request.end_to_end,
+                    request.time_to_first_token,
+                    request.inter_token_latency,
+                    request.output_tokens,
+                )
+                for request in times
+            ],
+            columns=["latency_seconds", *TIME_COLUMNS],
+            index=predictions.index,
+        )
+        .astype("float64")
+        .astype({"output_tokens": "Int64"})
+    )
+    return pd.concat([predictions, columns], axis="columns")

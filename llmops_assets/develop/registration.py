@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pydantic import BaseModel, ConfigDict
 
 from llmops_assets.develop.registry import ModelRegistry
+from llmops_assets.evidence.statistics import Decision
 from llmops_assets.evidence.verdicts import Judgement
 from llmops_assets.release import Release
 from llmops_assets.storage.artifacts import ArtifactHandle
@@ -74,7 +75,7 @@ def judge_registered(
         and all(measured.get(tag) == digest for tag, digest in expected.items())
     )
     return Judgement(
-        passed=passed,
+        decision=Decision.of(passed),
         measured={tag: measured.get(tag) for tag in expected},
         threshold=expected,
         reason=f"Version {document.version} carries the evaluated digests."

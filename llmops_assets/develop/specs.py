@@ -7,9 +7,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from llmops_assets.errors import SpecError
+from llmops_assets.evidence.statistics import Decision
 from llmops_assets.evidence.verdicts import Judgement
 from llmops_assets.git import ask_git
-from llmops_assets.spec import ModelSpec, parse_spec, read_spec
+from llmops_assets.spec import ModelSpec, canonical, parse_spec, read_spec
 
 
 class SpecSource(BaseModel):
@@ -76,9 +77,6 @@ def judge_complete(spec: ModelSpec) -> Judgement:
         problem
         for problem, found in {
             "the use case is shorter than three words": len(spec.use_case.split()) < 3,
-            "exact_match is not among the metrics, but gates judge it": (
-                "exact_match" not in spec.metrics
-            ),
             "a known answer is longer than constraints.max_output_tokens": any(
                 len(known.answer) > 16 * spec.constraints.max_output_tokens
                 for known in spec.serving.known_answers
@@ -87,8 +85,8 @@ def judge_complete(spec: ModelSpec) -> Judgement:
         if found
     ]
     return Judgement(
-        passed=not missing,
-        measured={"problems": missing, "metrics": list(spec.metrics)},
+        decision=Decision.of(not missing),
+        measured={"problems": missing, "metrics": canonical(spec)["metrics"]},
         threshold={"problems": []},
         reason="; ".join(missing) or "Use case, metrics and constraints are complete.",
     )

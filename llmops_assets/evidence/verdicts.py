@@ -6,16 +6,41 @@ events hold only within one run, and anyone who reaches its web server can forge
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmops_assets.errors import GateRefusedError
-from llmops_assets.evidence.gates import Gate
+from llmops_assets.evidence.gates import Gate, NextAction
+from llmops_assets.evidence.statistics import Decision, Interval
+from llmops_assets.evidence.waivers import Waiver, waiver_for
+from llmops_assets.policy import Policy
 from llmops_assets.spec import ModelSpec
 from llmops_assets.storage.store import Store, canonical_json, digest_of
+
+DATASET = "evaluation_data"
+"""The asset that measured values rest on."""
+NOTHING_SERVES = "nothing"
+"""Stands for the digest of what serves, where nothing does."""
+
+
+class Finding(BaseModel):
+    """One measured value beside what was asked for."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    metric: str
+    slice: str | None = Field(default=None, description="None: over all rows.")
+    value: float | None = Field(description="None: there is none.")
+    interval: Interval | None = None
+    n: int | None = Field(default=None, description="Rows, prompts or requests.")
+    threshold: str = Field(description="Such as `at least 0.98`.")
+    decision: Decision
+    note: str = ""
 
 
 class Judgement(BaseModel):
@@ -23,10 +48,22 @@ class Judgement(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    passed: bool
+    decision: Decision
     measured: dict[str, Any] = Field(description="What was found, by name.")
     threshold: dict[str, Any] = Field(description="What was asked for, by the same names.")
     reason: str = Field(description="One sentence for a person.")
+    findings: tuple[Finding, ...] = Field(default=(), description="Each value that decided.")
+    baseline: str | None = Field(
+        default=None,
+        description="Digest of the serving package that was compared with, or `nothing`.",
+    )
+    advice: str | None = Field(
+        default=None, description="What to do in this very case, where the gate's is too general."
+    )
+
+    @property
+    def passed(self) -> bool:
+        return self.decision is Decision.PASSED
 
 
 class Verdict(BaseModel):
@@ -36,20 +73,96 @@ class Verdict(BaseModel):
 
     gate: str
     release: str
-    passed: bool
+    decision: Decision
     measured: dict[str, Any]
     threshold: dict[str, Any]
     reason: str
+    findings: tuple[Finding, ...]
     subjects: dict[str, str] = Field(description="Digest of each judged artifact, by asset.")
+    dataset: str | None = Field(description="Digest of the evaluation data, if it rests on any.")
+    baseline: str | None = Field(description="See `Judgement.baseline`.")
     policy: str = Field(description="Digest of the gate's name, version and thresholds.")
+    action: NextAction = Field(description="What the workflow does when it did not pass.")
+    next_action: str = Field(description="The same for a person.")
+    owner: str = Field(description="The role that does it.")
     run: str = Field(description="The Dagster run that judged.")
     time: datetime
 
+    @property
+    def passed(self) -> bool:
+        return self.decision is Decision.PASSED
 
-def policy_digest(gate: Gate, spec: ModelSpec) -> str:
+
+class State(StrEnum):
+    """Where a release stands with a gate."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    UNDECIDED = "undecided"
+    """Not enough data to decide; it opens no gate."""
+    WAIVED = "waived"
+    """Did not pass, and a reviewed waiver lets it through for now."""
+    MISSING = "missing"
+    """Not judged yet."""
+    STALE = "stale"
+    """Judged about other bytes, under another policy, or beside another serving release."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a release stands with one gate, and why."""
+
+    gate: Gate
+    state: State
+    verdict: Verdict | None
+    reason: str
+    next_action: str
+    """What to do; empty when nothing is to be done."""
+    waiver: Waiver | None = None
+
+    @property
+    def opens(self) -> bool:
+        """Whether the release may go on."""
+        return self.state in (State.PASSED, State.WAIVED)
+
+
+class WaiverUse(BaseModel):
+    """A release went on though a gate had not passed; stored as a record."""
+
+    model_config = ConfigDict(frozen=True)
+
+    release: str
+    gate: str
+    waiver: Waiver
+    judged: datetime = Field(description="Time of the verdict that was waived.")
+    time: datetime
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What verdicts of a release are held against."""
+
+    release: str
+    spec: ModelSpec
+    policy: Policy
+    digests: Mapping[str, str]
+    """Digest of each asset in hand: the very bytes that are to go on."""
+    waivers: Callable[[], Iterable[Waiver]] = tuple
+    """The reviewed waivers; asked only when a gate did not pass."""
+    serving: str | None = None
+    """Digest of the package that serves, or `NOTHING_SERVES`; None: it does not matter yet."""
+
+
+def policy_digest(gate: Gate, spec: ModelSpec, policy: Policy) -> str:
     """Digest of everything that a judgement of this gate depends on, but for the bytes."""
     return digest_of(
-        canonical_json({"gate": gate.name, "version": gate.version, "policy": gate.policy(spec)})
+        canonical_json(
+            {
+                "gate": gate.name,
+                "version": gate.version,
+                "judged_by": gate.judged_by(spec, policy),
+            }
+        )
     )
 
 
@@ -58,6 +171,7 @@ def record_verdict(
     release: str,
     gate: Gate,
     spec: ModelSpec,
+    policy: Policy,
     judgement: Judgement,
     digests: Mapping[str, str],
     run: str,
@@ -67,15 +181,22 @@ def record_verdict(
     Args:
         digests: digest of each asset in hand; the gate's subjects must be among them.
     """
+    subjects = {asset: digests[asset] for asset in gate.subjects}
     verdict = Verdict(
         gate=gate.name,
         release=release,
-        passed=judgement.passed,
+        decision=judgement.decision,
         measured=judgement.measured,
         threshold=judgement.threshold,
         reason=judgement.reason,
-        subjects={asset: digests[asset] for asset in gate.subjects},
-        policy=policy_digest(gate, spec),
+        findings=judgement.findings,
+        subjects=subjects,
+        dataset=subjects.get(DATASET),
+        baseline=judgement.baseline,
+        policy=policy_digest(gate, spec, policy),
+        action=gate.action,
+        next_action=gate.next_action if judgement.advice is None else judgement.advice,
+        owner=gate.owner,
         run=run,
         time=datetime.now(UTC),
     )
@@ -93,70 +214,103 @@ def all_verdicts(store: Store, release: str) -> Iterator[Verdict]:
     return (Verdict.model_validate(entry.record) for entry in store.log(_log(release)))
 
 
-def require(
-    store: Store,
-    release: str,
-    gates: Iterable[Gate],
-    spec: ModelSpec,
-    digests: Mapping[str, str],
-) -> tuple[Verdict, ...]:
+def require(store: Store, gates: Iterable[Gate], facts: Circumstances) -> tuple[Standing, ...]:
     """Decides whether a release may go on. The only function that does.
 
     Args:
         gates: the gates that must have passed.
-        spec: the release's frozen spec, which holds the thresholds.
-        digests: digest of each asset in hand: the very bytes that are to go on.
+
+    Each waiver that it rests on is recorded.
 
     Returns:
-        The verdicts it rests on.
+        What it rests on, waived gates among them.
 
     Raises:
-        GateRefusedError: a verdict is missing, failed, about other bytes, or was made
-            under another policy. All of these are named.
+        GateRefusedError: a verdict is missing, failed, undecided, about other bytes, or was
+            made under another policy or beside another serving release, and no waiver
+            covers it. All of these are named.
     """
-    newest = verdicts(store, release)
-    accepted: list[Verdict] = []
-    objections: list[str] = []
-    actions: list[str] = []
-    for gate in gates:
-        verdict = newest.get(gate.name)
-        objection = _objection(gate, verdict, policy_digest(gate, spec), digests)
-        if objection is None:
-            assert verdict is not None
-            accepted.append(verdict)
-        else:
-            objections.append(f"{gate.name}: {objection}")
-            failed = verdict is not None and not verdict.passed
-            actions.append(
-                gate.next_action if failed else f"run the checks of {gate.asset} for {release}"
-            )
-    if objections:
+    found = standings(store, gates, facts)
+    if closed := [standing for standing in found if not standing.opens]:
         raise GateRefusedError(
-            f"Release {release} may not go on",
+            f"Release {facts.release} may not go on",
             expected="a passed verdict of every gate, about exactly these bytes",
-            found="; ".join(objections),
-            cure="; ".join(dict.fromkeys(actions)),
+            found="; ".join(f"{standing.gate.name}: {standing.reason}" for standing in closed),
+            cure="; ".join(dict.fromkeys(standing.next_action for standing in closed)),
         )
-    return tuple(accepted)
-
-
-def _objection(
-    gate: Gate, verdict: Verdict | None, policy: str, digests: Mapping[str, str]
-) -> str | None:
-    if verdict is None:
-        return "no verdict"
-    for asset in gate.subjects:
-        if asset not in digests:
-            return f"{asset} is not in hand, so the verdict cannot be about it"
-        if verdict.subjects.get(asset) != digests[asset]:
-            return (
-                f"the verdict is about {asset} {verdict.subjects.get(asset)}, not {digests[asset]}"
+    for standing in found:
+        if standing.waiver is not None and standing.verdict is not None:
+            use = WaiverUse(
+                release=facts.release,
+                gate=standing.gate.name,
+                waiver=standing.waiver,
+                judged=standing.verdict.time,
+                time=datetime.now(UTC),
             )
-    if verdict.policy != policy:
+            store.append(_waiver_log(facts.release), use.model_dump(mode="json"))
+    return found
+
+
+def waiver_uses(store: Store, release: str) -> Iterator[WaiverUse]:
+    """Every time that the release went on by a waiver, oldest first."""
+    return (WaiverUse.model_validate(e.record) for e in store.log(_waiver_log(release)))
+
+
+def judged_bytes(verdict: Verdict) -> tuple[str, ...]:
+    """Digests that a waiver may name: of what was judged, and not of the data it was judged by."""
+    return tuple(
+        digest for asset, digest in verdict.subjects.items() if not asset.endswith("_data")
+    )
+
+
+def standings(store: Store, gates: Iterable[Gate], facts: Circumstances) -> tuple[Standing, ...]:
+    """Where the release stands with each gate."""
+    newest = verdicts(store, facts.release)
+    return tuple(_standing(gate, newest.get(gate.name), facts) for gate in gates)
+
+
+def _standing(gate: Gate, verdict: Verdict | None, facts: Circumstances) -> Standing:
+    judge = f"run the checks of {gate.asset} for {facts.release}"
+    if verdict is None:
+        return Standing(gate, State.MISSING, None, "no verdict", judge)
+    if doubt := _doubt(gate, verdict, facts):
+        return Standing(gate, State.STALE, verdict, doubt, judge)
+    if verdict.decision is Decision.PASSED:
+        return Standing(gate, State.PASSED, verdict, verdict.reason, "")
+    state = State.FAILED if verdict.decision is Decision.FAILED else State.UNDECIDED
+    waiver = waiver_for(facts.waivers(), gate, facts.release, judged_bytes(verdict))
+    if waiver is not None:
+        reason = f"{state}, waived by {waiver.owner} until {waiver.expires:%F %R %Z}: " + (
+            waiver.reason
+        )
+        return Standing(gate, State.WAIVED, verdict, reason, verdict.next_action, waiver)
+    return Standing(gate, state, verdict, f"{state}: {verdict.reason}", verdict.next_action)
+
+
+def _doubt(gate: Gate, verdict: Verdict, facts: Circumstances) -> str | None:
+    """Why a verdict is not about the case in hand; None if it is."""
+    for asset in gate.subjects:
+        if asset not in facts.digests:
+            return f"{asset} is not in hand, so the verdict cannot be about it"
+        if verdict.subjects.get(asset) != facts.digests[asset]:
+            return (
+                f"the verdict is about {asset} {verdict.subjects.get(asset)}, "
+                f"not {facts.digests[asset]}"
+            )
+    if verdict.policy != policy_digest(gate, facts.spec, facts.policy):
         return "judged under another policy"
-    if not verdict.passed:
-        return f"failed: {verdict.reason}"
+    # What already serves is not compared with itself.
+    others = facts.serving not in (None, facts.digests.get("packaged_model"))
+    if gate.compares and others and verdict.baseline != facts.serving:
+        return (
+            f"compared with package {verdict.baseline}, but {facts.serving} serves by now; "
+            f"materialize {gate.asset} again and run its checks"
+        )
     return None
+
+
+def _waiver_log(release: str) -> str:
+    return f"waivers/{release}"
 
 
 def _log(release: str) -> str:

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
+from llmops_assets.evidence.statistics import Decision
 from llmops_assets.evidence.verdicts import Judgement
 from llmops_assets.storage.store import Store
 
@@ -53,7 +54,7 @@ def judge_answered(report: IncidentReport) -> Judgement:
     """Somebody did something about every incident."""
     open_ones = [incident.what for incident in report.incidents if incident.answered is None]
     return Judgement(
-        passed=not open_ones,
+        decision=Decision.of(not open_ones),
         measured={"incidents": len(report.incidents), "unanswered": open_ones},
         threshold={"unanswered": []},
         reason=f"{len(open_ones)} of {len(report.incidents)} incidents are unanswered.",

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from llmops_assets.deploy.delivery import move_back, warm
 from llmops_assets.errors import LifecycleOrderError
 from llmops_assets.evidence.gates import CANARY
-from llmops_assets.evidence.verdicts import require
+from llmops_assets.evidence.verdicts import Circumstances, require
 from llmops_assets.operate.incidents import Incident, report_incident
 from llmops_assets.platform import Platform
+from llmops_assets.policy import Policy
 from llmops_assets.serving.routes import Route
 from llmops_assets.serving.slots import Environment
 
@@ -41,10 +42,14 @@ def roll_back(platform: Platform, model: str, actor: str, reason: str) -> Route:
     if previous is not None:
         require(
             platform.store,
-            previous.release,
             [CANARY],
-            platform.spec(previous.release),
-            {"packaged_model": previous.package},
+            Circumstances(
+                previous.release,
+                platform.spec(previous.release),
+                # The canary has no floor, and a broken policy file must not stop a rollback.
+                Policy(),
+                {"packaged_model": previous.package},
+            ),
         )
     changed = move_back(platform.routes, platform.slots, route, actor, reason)
     report_incident(

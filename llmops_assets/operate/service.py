@@ -7,6 +7,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict
 
 from llmops_assets.errors import LifecycleOrderError
+from llmops_assets.evidence.statistics import Decision
 from llmops_assets.evidence.verdicts import Judgement
 from llmops_assets.serving.metrics import Metrics, ServiceSample
 from llmops_assets.serving.routes import Routes, RouteTarget
@@ -80,7 +81,7 @@ def judge_service(sample: ServiceSample, gate: ServiceGate) -> Judgement:
     elif not p99 <= gate.latency_p99_seconds:
         problems.append(f"the slowest per cent took {p99:.3f} s or more")
     return Judgement(
-        passed=not problems,
+        decision=Decision.of(not problems),
         measured={
             "error_rate": sample.error_rate,
             "latency_p99_seconds": p99,
@@ -113,7 +114,7 @@ def scaling_now(
 def judge_scaling(policy: ScalingPolicy) -> Judgement:
     """The bounds are sane, and as many servers run as they allow."""
     return Judgement(
-        passed=1 <= policy.minimum <= policy.replicas <= policy.maximum,
+        decision=Decision.of(1 <= policy.minimum <= policy.replicas <= policy.maximum),
         measured={"replicas": policy.replicas},
         threshold={"minimum": policy.minimum, "maximum": policy.maximum},
         reason=f"{policy.replicas} replicas run, of {policy.minimum} to {policy.maximum}.",

@@ -42,7 +42,7 @@ def audit_record(
     )
     result = platform.columns.record(release, action, document, started)
     return materialized(platform, result.model_copy(update={"facts": {
-        "verdicts": {verdict.gate: verdict.passed for verdict in document.verdicts},
+        "verdicts": {verdict.gate: verdict.decision.value for verdict in document.verdicts},
         "route_changes": len(document.routes),
     }}))  # fmt: skip
 

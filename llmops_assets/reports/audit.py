@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from llmops_assets.evidence.verdicts import Verdict, all_verdicts
+from llmops_assets.evidence.verdicts import Verdict, WaiverUse, all_verdicts, waiver_uses
 from llmops_assets.operate.incidents import Incident, incidents_of
 from llmops_assets.release import Release
 from llmops_assets.serving.routes import Routes
@@ -33,6 +33,8 @@ class AuditRecord(BaseModel):
     """All that each asset published, oldest first; the last one counts."""
     verdicts: tuple[Verdict, ...]
     """All verdicts, oldest first; the last one of a gate counts."""
+    waivers: tuple[WaiverUse, ...]
+    """Every time that the release went on by a waiver, oldest first."""
     incidents: tuple[Incident, ...]
     routes: tuple[RouteChange, ...]
     """Changes of a route that name the release, newest first, of each environment."""
@@ -54,6 +56,7 @@ def audit(columns: Columns, routes: Routes, release: str) -> AuditRecord:
             if asset != "audit_record"
         },
         verdicts=tuple(all_verdicts(store, release)),
+        waivers=tuple(waiver_uses(store, release)),
         incidents=incidents_of(store, model, release).incidents,
         routes=tuple(
             RouteChange(digest=digest, record=route.model_dump(mode="json"))

@@ -14,13 +14,19 @@ if TYPE_CHECKING:
 COLUMNS = ("release", "model", "phase", "metric", "value", "unit", "time")
 
 # Where each metric comes from: asset, path into its facts, unit.
-FACTS: tuple[tuple[str, str, str, tuple[str, ...], str], ...] = (
+FACTS: tuple[tuple[str, str, str, tuple[str | int, ...], str], ...] = (
     ("develop", "loss", "evaluation", ("loss",), "nats per token"),
     ("develop", "perplexity", "evaluation", ("perplexity",), "1"),
     ("develop", "exact_match", "evaluation", ("exact_match",), "1"),
     ("build", "engine_exact_match", "engine_validation", ("exact_match",), "1"),
     ("build", "token_agreement", "engine_validation", ("token_agreement",), "1"),
-    ("build", "tokens_per_second", "engine_validation", ("tokens_per_second",), "1/s"),
+    (
+        "build",
+        "tokens_per_second",
+        "engine_validation",
+        ("latency", "levels", 0, "output_token_throughput"),
+        "1/s",
+    ),
     ("deploy", "load_time", "production_candidate", ("load_seconds",), "s"),
     ("operate", "requests", "service_metrics", ("requests",), "1"),
     ("operate", "latency_p99", "service_metrics", ("latency_seconds", "p99"), "s"),
@@ -77,10 +83,11 @@ def _rows(columns: Columns, release: str) -> Iterator[dict[str, Any]]:
             yield row("build", f"{asset}_size", size, "B", results[asset])
 
 
-def _at(facts: Any, path: tuple[str, ...]) -> float | None:
+def _at(facts: Any, path: tuple[str | int, ...]) -> float | None:
     for part in path:
-        if not isinstance(facts, dict):
+        try:
+            facts = facts[part]
+        except (KeyError, IndexError, TypeError):
             return None
-        facts = facts.get(part)
     number = isinstance(facts, int | float) and not isinstance(facts, bool)
     return float(facts) if number else None

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from llmops_assets.develop.directory import replace_file
 from llmops_assets.errors import ArtifactCorruptError, StoreError
+from llmops_assets.evidence.statistics import Decision
 from llmops_assets.evidence.verdicts import Judgement
 from llmops_assets.storage.artifacts import ArtifactHandle
 from llmops_assets.storage.folder import OCI_LAYOUT, FolderStore
@@ -143,7 +144,7 @@ def judge_restores(cold: Path, archived: ArchiveFile, scratch: Path) -> Judgemen
             problem = str(error)
     passed = problem is None and restored == archived.artifacts
     return Judgement(
-        passed=passed,
+        decision=Decision.of(passed),
         measured={"restored": restored},
         threshold={"restored": archived.artifacts},
         reason=f"All {len(restored)} artifacts restored byte for byte."

@@ -7,6 +7,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict
 
 from llmops_assets.errors import LifecycleOrderError
+from llmops_assets.evidence.statistics import Decision
 from llmops_assets.evidence.verdicts import Judgement
 from llmops_assets.serving.routes import Route, Routes
 from llmops_assets.serving.slots import Deployment, Environment, Slot, Slots
@@ -99,7 +100,7 @@ def judge_nothing_routes(routes: Routes, model: str, release: str) -> Judgement:
     problems = [f"the {name} route names it" for name in naming]
     problems += [f"the gateway does not use the recorded {name} route" for name in behind]
     return Judgement(
-        passed=not problems,
+        decision=Decision.of(not problems),
         measured={"routes": naming, "gateway_behind": behind},
         threshold={"routes": [], "gateway_behind": []},
         reason="; ".join(problems) or "No route names the release.",
@@ -110,7 +111,7 @@ def judge_gone(slots: Slots, model: str, release: str) -> Judgement:
     """No slot holds the release."""
     holding = [str(slot) for slot, _ in slots_holding(slots, model, release)]
     return Judgement(
-        passed=not holding,
+        decision=Decision.of(not holding),
         measured={"slots": holding},
         threshold={"slots": []},
         reason=f"{len(holding)} slots hold the release.",

@@ -167,13 +167,22 @@ class Columns:
         published = self.published(release, action.asset)
         if published is not None:
             return published
-        name = f"{action.asset}-{action.digest[7:23]}"
-        with self._alone(_made(self.work) / f"{name}.making"):
-            result = self._reuse(release, action) or self._make(
-                release, action, make, self.work / name
-            )
+        result = self.perform(release, action, make)
         self.publish(result)
         return result
+
+    def perform(self, release: str, action: Action, make: Make) -> Result:
+        """The action's result, made now if nobody has; not published as the release's own."""
+        name = f"{action.asset}-{action.digest[7:23]}"
+        with self._alone(_made(self.work) / f"{name}.making"):
+            return self._reuse(release, action) or self._make(
+                release, action, make, self.work / name
+            )
+
+    def performed(self, action: Action) -> Result | None:
+        """The action's result, if somebody made it."""
+        record = self.store.resolve(_action_ref(action))
+        return None if record is None else Result.model_validate(self.store.record(record))
 
     def record(
         self, release: str, action: Action, document: BaseModel, started: datetime
@@ -239,11 +248,8 @@ class Columns:
         return True
 
     def _reuse(self, release: str, action: Action) -> Result | None:
-        record = self.store.resolve(_action_ref(action))
-        if record is None:
-            return None
-        made = Result.model_validate(self.store.record(record))
-        if not self._intact(made):
+        made = self.performed(action)
+        if made is None or not self._intact(made):
             return None
         if made.release == release:
             return made  # by a run of this release that was killed before it published

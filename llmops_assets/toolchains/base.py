@@ -41,6 +41,8 @@ class EngineToolchain(Protocol):
     """
 
     name: str
+    serving_distributions: tuple[str, ...]
+    """Python packages that a package by this toolchain needs where it serves."""
 
     def versions(self) -> Mapping[str, str]:
         """All that decides what the tools produce, beside inputs and parameters.
@@ -99,9 +101,13 @@ class EngineToolchain(Protocol):
         evaluation_data: Path,
         output: Path,
         spec: ModelSpec,
+        repository: Path,
         tools: ToolRunner,
     ) -> Facts:
         """Local inference: the engine beside its checkpoint on the evaluation data.
+
+        Tasks of lm-evaluation-harness that the spec names are run as well; their files are
+        in `repository`.
 
         Writes `predictions.parquet` and `validation.json`, see `build/judgements.py`.
 

@@ -6,18 +6,22 @@ import itertools
 import json
 import math
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llmops_assets.develop import evaluate as evaluation_module
 from llmops_assets.develop.data import build_data
-from llmops_assets.develop.evaluate import _generate, evaluate, load_checkpoint, main
-from llmops_assets.develop.metrics import PREDICTION_COLUMNS
+from llmops_assets.develop.evaluate import _generate, _times, evaluate, load_checkpoint, main
+from llmops_assets.develop.metrics import PREDICTION_COLUMNS, TIME_COLUMNS, latency
 from llmops_assets.develop.tokenizer import build_tokenizer, save_tokenizer
 from llmops_assets.errors import LLMOpsError
+from llmops_assets.evidence.latency import LatencySummary
 from llmops_assets.spec import DataFiles
 
 ALPHABET = "abcdefgh"
@@ -79,7 +83,7 @@ def evaluation(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFa
 def test_answers_are_greedy_and_stand_beside_their_rows(evaluation: Path) -> None:
     """Batches are sorted by length; an answer that lands in another row ruins every metric."""
     predictions = pd.read_parquet(evaluation / "predictions.parquet")
-    assert tuple(predictions.columns) == PREDICTION_COLUMNS
+    assert tuple(predictions.columns) == PREDICTION_COLUMNS + TIME_COLUMNS
     assert predictions["prompt"].tolist()[1] == "x"
     assert predictions["prediction"].tolist() == [ALPHABET] * 3
     assert predictions["correct"].tolist() == [True, False, True]
@@ -111,8 +115,38 @@ def test_metrics_are_those_of_the_predictions(evaluation: Path) -> None:
     loss = predictions["loss"].sum() / predictions["tokens"].sum()
     assert found["loss"] == pytest.approx(loss)
     assert found["perplexity"] == pytest.approx(math.exp(loss))
-    assert found["latency_seconds"]["n"] == 3
-    assert 0 < found["latency_seconds"]["p50"] <= found["latency_seconds"]["p99"]
+    assert LatencySummary.model_validate(found["latency"]) == latency(predictions)
+    assert found["latency"]["levels"][0]["requests"] == 3
+
+
+def test_every_token_of_an_answer_is_timed_and_no_other(evaluation: Path) -> None:
+    """The prompt comes through the same stream; counted, it would be the first token."""
+    predictions = pd.read_parquet(evaluation / "predictions.parquet")
+    assert predictions["output_tokens"].tolist() == [len(ALPHABET) + 1] * 3
+
+
+def test_times_of_the_first_token_and_of_later_ones_are_told_apart(checkpoint: Path) -> None:
+    """A long prompt must show in the time to first token, a slow decoder between tokens."""
+    tokenizer, model = load_checkpoint(checkpoint)
+
+    def slow(_: torch.nn.Module, __: Any, inputs: dict[str, Any]) -> None:
+        time.sleep(0.2 if inputs["input_ids"].shape[1] > 1 else 0.02)
+
+    model.register_forward_pre_hook(slow, with_kwargs=True)
+    (request,) = _times(model, tokenizer, ["x"], 3)
+    assert request is not None
+    assert request.inter_token_latency is not None
+    assert 0.02 <= request.inter_token_latency < 0.2 <= request.time_to_first_token
+    assert request.end_to_end >= 0.2 + 2 * 0.02
+    assert request.output_tokens == 3
+
+
+def test_timed_prompts_are_spread_evenly(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data are often sorted, by length or slice; the first rows would speak for all."""
+    tokenizer, model = load_checkpoint(checkpoint)
+    monkeypatch.setattr(evaluation_module, "LATENCY_ROWS", 3)
+    times = _times(model, tokenizer, ["x"] * 9, 1)
+    assert [row for row, request in enumerate(times) if request is not None] == [0, 4, 8]
 
 
 def test_answers_stop_at_the_limit(checkpoint: Path) -> None:

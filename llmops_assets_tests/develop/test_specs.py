@@ -15,7 +15,7 @@ from llmops_assets.spec import parse_spec
 
 from ..release_rig import SPEC
 
-BETTER = SPEC.replace("exact_match: 0.9,", "exact_match: 0.95,")
+BETTER = SPEC.replace("at_least: 0.9,", "at_least: 0.95,")
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -45,7 +45,7 @@ def models(tmp_path: Path) -> Path:
 def test_clean_file_has_its_commit(models: Path) -> None:
     """Lineage ends at a commit that anybody can check out."""
     spec, source = load(models, "parrot", None)
-    assert spec.gates.accuracy.exact_match == 0.9
+    assert spec.gates.accuracy["exact_match"].at_least == 0.9
     assert source.file == "team/models/parrot.yaml"
     assert source.commit == git(models, "rev-parse", "HEAD")
     assert not source.changed
@@ -55,7 +55,7 @@ def test_edited_file_is_marked_as_changed(models: Path) -> None:
     """The commit alone would be a lie about these bytes."""
     (models / "parrot.yaml").write_text(BETTER)
     spec, source = load(models, "parrot", None)
-    assert spec.gates.accuracy.exact_match == 0.95
+    assert spec.gates.accuracy["exact_match"].at_least == 0.95
     assert source.changed
 
 
@@ -92,7 +92,7 @@ def test_spec_of_a_commit_is_that_commits(models: Path) -> None:
     (models / "parrot.yaml").unlink()
     for revision, expected in ((first, 0.9), (first[:10], 0.9), ("main", 0.95), ("HEAD~1", 0.9)):
         spec, source = load(models, "parrot", revision)
-        assert spec.gates.accuracy.exact_match == expected
+        assert spec.gates.accuracy["exact_match"].at_least == expected
         assert not source.changed
         assert source.commit == git(models, "rev-parse", revision)
 
@@ -145,7 +145,6 @@ def test_hanging_git_is_given_up(
     ("right", "wrong", "problem"),
     [
         ("Repeats in tests what it is told to say.", "Summarises everything.", "three words"),
-        ("metrics: [exact_match]", "metrics: [loss]", "exact_match is not among the metrics"),
         ("answer: pong", f"answer: {'x' * 193}", "longer than constraints"),
     ],
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -12,14 +14,30 @@ from hypothesis import strategies as st
 
 from llmops_assets.errors import ArtifactCorruptError, GateRefusedError
 from llmops_assets.evidence import gates as all_gates
-from llmops_assets.evidence.gates import ACCURACY, BUILT, CHECKPOINT_SAFE, PROVEN, Gate
+from llmops_assets.evidence.gates import (
+    ACCURACY,
+    BUILT,
+    CHECKPOINT_SAFE,
+    GATES,
+    PROVEN,
+    REGRESSION,
+    Gate,
+)
+from llmops_assets.evidence.statistics import Decision
 from llmops_assets.evidence.verdicts import (
+    NOTHING_SERVES,
+    Circumstances,
     Judgement,
+    State,
     policy_digest,
     record_verdict,
     require,
+    standings,
     verdicts,
+    waiver_uses,
 )
+from llmops_assets.evidence.waivers import Waiver
+from llmops_assets.policy import Policy
 from llmops_assets.spec import ModelSpec, parse_spec
 from llmops_assets.storage.folder import FolderStore
 from llmops_assets.storage.store import digest_of
@@ -28,6 +46,7 @@ from ..release_rig import SPEC
 
 RELEASE = "parrot.v1"
 PARROT = parse_spec(SPEC, "test")
+POLICY = Policy()
 DIGESTS = {asset: digest_of(asset.encode()) for gate in PROVEN for asset in gate.subjects}
 OTHER = digest_of(b"other")
 
@@ -37,8 +56,14 @@ def store(tmp_path: Path) -> FolderStore:
     return FolderStore(tmp_path / "store")
 
 
-def judgement(passed: bool, reason: str = "because") -> Judgement:
-    return Judgement(passed=passed, measured={"x": 1}, threshold={"x": 2}, reason=reason)
+def judgement(decision: Decision, baseline: str | None = None) -> Judgement:
+    return Judgement(
+        decision=decision,
+        measured={"x": 1},
+        threshold={"x": 2},
+        reason="because",
+        baseline=baseline,
+    )
 
 
 def judge(
@@ -47,32 +72,51 @@ def judge(
     passed: bool = True,
     spec: ModelSpec = PARROT,
     other: str | None = None,
+    decision: Decision | None = None,
+    baseline: str | None = None,
 ) -> None:
     """Records a verdict about `DIGESTS`, but for the asset `other`, whose bytes are others."""
     digests = DIGESTS if other is None else {**DIGESTS, other: OTHER}
-    record_verdict(store, RELEASE, gate, spec, judgement(passed), digests, "run")
+    found = judgement(decision or Decision.of(passed), baseline)
+    record_verdict(store, RELEASE, gate, spec, POLICY, found, digests, "run")
 
 
-def refused(
-    store: FolderStore, *gates: Gate, spec: ModelSpec = PARROT, digests: dict[str, str] = DIGESTS
-) -> GateRefusedError:
+def facts(**changes: Any) -> Circumstances:
+    return replace(Circumstances(RELEASE, PARROT, POLICY, DIGESTS), **changes)
+
+
+def refused(store: FolderStore, *gates: Gate, **changes: Any) -> GateRefusedError:
     with pytest.raises(GateRefusedError) as caught:
-        require(store, RELEASE, gates, spec, digests)
+        require(store, gates, facts(**changes))
     return caught.value
+
+
+def waiver(**changes: Any) -> Waiver:
+    content = {
+        "gate": "accuracy", "release": RELEASE, "owner": "ada@example.org",
+        "reason": "the new labels are wrong themselves",
+        "expires": datetime.now(UTC) + timedelta(days=1), **changes,
+    }  # fmt: skip
+    return Waiver.model_validate(content)
 
 
 def test_passed_verdict_about_these_bytes_lets_go_on(store: FolderStore) -> None:
     """And the caller learns what it rests on, for the audit."""
     judge(store, ACCURACY)
     judge(store, CHECKPOINT_SAFE)
-    accepted = require(store, RELEASE, [ACCURACY, CHECKPOINT_SAFE], PARROT, DIGESTS)
-    assert [verdict.gate for verdict in accepted] == ["accuracy", "checkpoint_safe"]
-    assert accepted[0].subjects == {asset: DIGESTS[asset] for asset in ACCURACY.subjects}
+    accepted = require(store, [ACCURACY, CHECKPOINT_SAFE], facts())
+    assert [standing.gate for standing in accepted] == [ACCURACY, CHECKPOINT_SAFE]
+    assert {standing.state for standing in accepted} == {State.PASSED}
+    verdict = accepted[0].verdict
+    assert verdict is not None
+    assert verdict.subjects == {asset: DIGESTS[asset] for asset in ACCURACY.subjects}
+    assert verdict.dataset == DIGESTS["evaluation_data"]
 
 
 def test_missing_verdict_is_refused(store: FolderStore) -> None:
     """No verdict is not a good verdict; nor is that of another release."""
-    record_verdict(store, "parrot.v2", ACCURACY, PARROT, judgement(True), DIGESTS, "run")
+    found = judgement(Decision.PASSED)
+    record_verdict(store, "parrot.v2", ACCURACY, PARROT, POLICY, found, DIGESTS, "run")
     error = refused(store, ACCURACY)
     assert "accuracy: no verdict" in str(error)
     assert error.cure == "run the checks of evaluation for parrot.v1"
@@ -90,7 +134,7 @@ def test_newest_verdict_wins_both_ways(store: FolderStore) -> None:
     """A gate judged again replaces what it said, for better and for worse."""
     judge(store, ACCURACY, passed=False)
     judge(store, ACCURACY, passed=True)
-    require(store, RELEASE, [ACCURACY], PARROT, DIGESTS)
+    require(store, [ACCURACY], facts())
     judge(store, ACCURACY, passed=False)
     assert "failed" in str(refused(store, ACCURACY))
     assert verdicts(store, RELEASE)["accuracy"].passed is False
@@ -116,15 +160,15 @@ def test_subject_that_is_not_in_hand_is_refused(store: FolderStore) -> None:
 def test_edited_threshold_makes_the_verdict_stale(store: FolderStore) -> None:
     """In both directions: a verdict is about one policy, and judging again is cheap."""
     judge(store, ACCURACY)
-    stricter = parse_spec(SPEC.replace("exact_match: 0.9, e", "exact_match: 0.95, e"), "test")
+    stricter = parse_spec(SPEC.replace("at_least: 0.9, e", "at_least: 0.95, e"), "test")
     laxer = parse_spec(SPEC.replace("every_slice: 0.8", "every_slice: 0.1"), "test")
     for spec in (stricter, laxer):
         error = refused(store, ACCURACY, spec=spec)
         assert "another policy" in str(error)
         assert error.cure == "run the checks of evaluation for parrot.v1"
-    elsewhere = parse_spec(SPEC.replace("engine_accuracy: {exact_match: 0.9}",
-                                        "engine_accuracy: {exact_match: 0.5}"), "test")  # fmt: skip
-    require(store, RELEASE, [ACCURACY], elsewhere, DIGESTS)
+    elsewhere = parse_spec(SPEC.replace("{exact_match: {at_least: 0.9}}",
+                                        "{exact_match: {at_least: 0.5}}"), "test")  # fmt: skip
+    require(store, [ACCURACY], facts(spec=elsewhere))
 
 
 def test_new_way_of_judging_makes_the_verdict_stale(store: FolderStore) -> None:
@@ -154,9 +198,9 @@ def test_tampered_record_is_detected(store: FolderStore) -> None:
     judge(store, ACCURACY, passed=False)
     blob = blob_of_verdict(store)
     blob.chmod(0o600)
-    blob.write_bytes(blob.read_bytes().replace(b'"passed":false', b'"passed":true'))
+    blob.write_bytes(blob.read_bytes().replace(b'"decision":"failed"', b'"decision":"passed"'))
     with pytest.raises(ArtifactCorruptError, match="damaged"):
-        require(store, RELEASE, [ACCURACY], PARROT, DIGESTS)
+        require(store, [ACCURACY], facts())
 
 
 def test_verdict_binds_subjects_only(store: FolderStore) -> None:
@@ -170,8 +214,93 @@ def test_verdict_binds_subjects_only(store: FolderStore) -> None:
 def test_policies_of_all_gates_differ() -> None:
     """One gate's verdict must never pass for another's."""
     gates = [gate for gate in vars(all_gates).values() if isinstance(gate, Gate)]
-    assert len({gate.name for gate in gates}) == len(gates)
-    assert len({policy_digest(gate, PARROT) for gate in gates}) == len(gates)
+    assert set(GATES) == {gate.name for gate in gates}
+    assert len(GATES) == len(gates)
+    assert len({policy_digest(gate, PARROT, POLICY) for gate in gates}) == len(gates)
+
+
+def test_undecided_opens_no_gate(store: FolderStore) -> None:
+    """Too few data to say no are too few to say yes."""
+    judge(store, ACCURACY, decision=Decision.UNDECIDED)
+    assert "accuracy: undecided: because" in str(refused(store, ACCURACY))
+
+
+@pytest.mark.parametrize("decision", [Decision.FAILED, Decision.UNDECIDED])
+def test_reviewed_waiver_lets_one_gate_pass_and_shows(
+    store: FolderStore, decision: Decision
+) -> None:
+    """Whoever looks must see that it did not pass, who let it through, and until when."""
+    judge(store, ACCURACY, decision=decision)
+    judge(store, REGRESSION, decision=decision)
+    given = waiver()
+    (standing,) = require(store, [ACCURACY], facts(waivers=lambda: (given,)))
+    assert standing.state is State.WAIVED
+    assert standing.waiver == given
+    for part in (decision.value, "ada@example.org", "the new labels are wrong themselves"):
+        assert part in standing.reason
+    (use,) = waiver_uses(store, RELEASE)
+    assert (use.gate, use.waiver) == ("accuracy", given)
+    assert "no_regression" in str(refused(store, REGRESSION, waivers=lambda: (given,)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"expires": datetime.now(UTC) - timedelta(seconds=1)},
+        {"release": "parrot.v2"},
+        {"release": None, "digest": OTHER},
+        {"release": None, "digest": DIGESTS["evaluation_data"]},
+        {"gate": "latency"},
+    ],
+    ids=["expired", "other release", "other digest", "data", "other gate"],
+)
+def test_waiver_for_something_else_blocks(store: FolderStore, changes: dict[str, Any]) -> None:
+    """A waiver that has run out, or was given for another case, is none."""
+    judge(store, ACCURACY, passed=False)
+    given = waiver(**changes)
+    assert "accuracy: failed" in str(refused(store, ACCURACY, waivers=lambda: (given,)))
+
+
+def test_waiver_by_digest_covers_those_bytes(store: FolderStore) -> None:
+    """Whichever release they are in."""
+    judge(store, ACCURACY, passed=False)
+    given = waiver(release=None, digest=DIGESTS["evaluation"])
+    (standing,) = require(store, [ACCURACY], facts(waivers=lambda: (given,)))
+    assert standing.state is State.WAIVED
+
+
+def test_waiver_does_not_stand_for_judging(store: FolderStore) -> None:
+    """It lets a known failure pass, not an unknown one, nor one of other bytes."""
+    given = (waiver(),)
+    assert "no verdict" in str(refused(store, ACCURACY, waivers=lambda: given))
+    judge(store, ACCURACY, passed=False, other="checkpoint")
+    assert "the verdict is about checkpoint" in str(refused(store, ACCURACY, waivers=lambda: given))
+
+
+def test_another_serving_release_makes_the_comparison_stale(store: FolderStore) -> None:
+    """No worse than what served last week says nothing of what serves today."""
+    judge(store, REGRESSION, baseline=NOTHING_SERVES)
+    require(store, [REGRESSION], facts(serving=NOTHING_SERVES))
+    error = refused(store, REGRESSION, serving=OTHER)
+    assert f"compared with package {NOTHING_SERVES}, but {OTHER} serves by now" in str(error)
+    judge(store, REGRESSION, baseline=OTHER)
+    require(store, [REGRESSION], facts(serving=OTHER))
+    # What serves itself goes on, whatever it was compared with.
+    require(store, [REGRESSION], facts(serving=DIGESTS["packaged_model"]))
+
+
+def test_standings_tell_what_to_do(store: FolderStore) -> None:
+    """The board of a release: each gate's state, and the next step where there is one."""
+    judge(store, ACCURACY)
+    judge(store, CHECKPOINT_SAFE, passed=False)
+    judge(store, REGRESSION, other="evaluation")
+    found = standings(store, (ACCURACY, CHECKPOINT_SAFE, REGRESSION, BUILT[0]), facts())
+    assert [(standing.state, standing.next_action) for standing in found] == [
+        (State.PASSED, ""),
+        (State.FAILED, CHECKPOINT_SAFE.next_action),
+        (State.STALE, "run the checks of evaluation for parrot.v1"),
+        (State.MISSING, "run the checks of model_spec for parrot.v1"),
+    ]
 
 
 subjects = st.lists(st.sampled_from(["passed", "failed", "other", "policy", "none"]), max_size=5)
@@ -187,7 +316,7 @@ def test_a_yes_needs_every_newest_verdict_to_be_right(
     """Whatever was recorded before, in any order, only the last word of each gate counts."""
     store = FolderStore(tmp_path_factory.mktemp("verdicts"))
     chosen = (ACCURACY, CHECKPOINT_SAFE, all_gates.PARITY)
-    stale = parse_spec(SPEC.replace("exact_match: 0.9, e", "exact_match: 1, e"), "test")
+    stale = parse_spec(SPEC.replace("at_least: 0.9, e", "at_least: 1, e"), "test")
     for gate, history in zip(chosen, histories, strict=True):
         for kind in history:
             if kind == "policy":
@@ -198,7 +327,7 @@ def test_a_yes_needs_every_newest_verdict_to_be_right(
                 judge(store, gate, passed=kind == "passed")
     last = [next((k for k in reversed(h) if k != "none"), "none") for h in histories]
     if all(kind == "passed" for kind in last):
-        assert len(require(store, RELEASE, chosen, PARROT, DIGESTS)) == 3
+        assert len(require(store, chosen, facts())) == 3
     else:
         message = str(refused(store, *chosen))
         for gate, kind in zip(chosen, last, strict=True):

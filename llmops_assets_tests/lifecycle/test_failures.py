@@ -39,7 +39,9 @@ def production_keeps_serving(user: StackUser, first_release: FirstRelease) -> It
 
 def test_a_failed_gate_stops_the_release(user: StackUser) -> None:
     """An accuracy nobody can reach: the run says which gate, why, and who is to act."""
-    key, run = user.start_release(user.commit_spec(gates={"accuracy": {"exact_match": 1.01}}))
+    key, run = user.start_release(
+        user.commit_spec(gates={"accuracy": {"exact_match": {"at_least": 1.01}}})
+    )
     told = user.expect_failure(run)
     assert f"Gate accuracy failed for {key}" in told
     measured = user.platform.columns.get(key, "evaluation").facts["exact_match"]
@@ -61,7 +63,7 @@ def test_a_failed_gate_stops_the_release(user: StackUser) -> None:
 
 def test_a_failed_gate_cannot_be_walked_around(user: StackUser) -> None:
     """Somebody packages the engine that failed, alone, and tries to deploy it, alone."""
-    commit = user.commit_spec(gates={"engine_accuracy": {"exact_match": 1.01}})
+    commit = user.commit_spec(gates={"engine_accuracy": {"exact_match": {"at_least": 1.01}}})
     key, run = user.start_release(commit)
     assert f"Gate engine_accuracy failed for {key}" in user.expect_failure(run)
     refusal = user.expect_failure(user.materialize(key, "packaged_model", "staging_deployment"))

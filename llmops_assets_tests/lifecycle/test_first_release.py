@@ -18,6 +18,7 @@ from llmops_assets_tests.lifecycle.stack_user import (
 ASSETS = (
     "model_spec",
     "training_data",
+    "data_report",
     "evaluation_data",
     "checkpoint",
     "evaluation",
@@ -26,6 +27,7 @@ ASSETS = (
     "engine",
     "engine_validation",
     "packaged_model",
+    "compliance_report",
     "staging_deployment",
     "production_approval",
     "production_candidate",
@@ -52,7 +54,7 @@ def test_accuracy_of_checkpoint_and_engine(
     slices = facts["slices"]
     assert set(slices) == LOCALES
     assert all(value["exact_match"] >= 0.95 for value in slices.values()), slices
-    assert sum(value["rows"] for value in slices.values()) == facts["rows"] == 600
+    assert sum(value["rows"] for value in slices.values()) == facts["rows"] == 1000
 
 
 def test_every_asset_shows_digests(user: StackUser, first_release: FirstRelease) -> None:

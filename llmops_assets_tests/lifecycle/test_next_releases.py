@@ -126,10 +126,12 @@ def test_an_engine_flag_retrains_nothing(
     assert TRAINING not in cheap_release.tools
     # A tool that ran leaves a log.
     logs = {file.stem for file in user.platform.tool_log(cheap_release.key, "x").parent.iterdir()}
-    assert logs == {"engine", "engine_validation"}
+    assert logs == {"engine", "engine_validation", "compliance_report", "staging_deployment"}
     assert user.platform.tool_log(first_release.key, "checkpoint").exists()
 
-    for asset in ("training_data", "checkpoint", "evaluation", "converted_weights"):
+    for asset in (
+        "training_data", "data_report", "checkpoint", "evaluation", "converted_weights"
+    ):  # fmt: skip
         assert ours[asset].artifact == first[asset].artifact
         event = user.materialization(asset, cheap_release.key)
         assert event.metadata["reused_from"].value == first_release.key

@@ -1,8 +1,8 @@
 """Builds an engine from converted weights; run through the tool runner.
 
-Run as `python -m llmops_assets.toolchains.onnxruntime_genai.build …`. int8 replaces
-every matrix multiplication with constant weights by `MatMulNBits` of ONNX Runtime's
-contributed operators: 8-bit weights, symmetric, one scale per block, and int8
+Run as `python -m llmops_assets.toolchains.onnxruntime_genai.build …`. int8 and int4
+replace every matrix multiplication with constant weights by `MatMulNBits` of ONNX Runtime's
+contributed operators: weights of so many bits, symmetric, one scale per block, and int8
 accumulation (accuracy level 4). fp32 keeps the model as it is. The result depends on
 nothing but the input's bytes and the parameters.
 """
@@ -28,6 +28,9 @@ from llmops_assets.errors import LLMOpsError
 from llmops_assets.toolchains.onnxruntime_genai.engine_directory import MODEL
 from llmops_assets.tools import report_progress
 
+BITS = {"int8": 8, "int4": 4}
+"""Of one weight, by the precisions that quantise."""
+
 
 def build(converted: Path, output: Path, precision: str, block_size: int) -> None:
     """Writes the engine's files, all but its sidecar.
@@ -35,28 +38,28 @@ def build(converted: Path, output: Path, precision: str, block_size: int) -> Non
     Args:
         converted: what the model builder wrote, in fp32.
         output: directory to write; must not exist.
-        precision: `int8` or `fp32`.
-        block_size: weights that share one scale; int8 only.
+        precision: `int4`, `int8` or `fp32`.
+        block_size: weights that share one scale; not for fp32.
 
     Raises:
         LLMOpsError: the output exists.
     """
-    quantises = precision == "int8"
+    bits = None if precision == "fp32" else BITS[precision]
     with whole_directory(output) as folder:
         for source in sorted(converted.iterdir()):
             # The model's external data is named after it: model.onnx.data.
-            if not (quantises and source.name.startswith(MODEL)):
+            if bits is None or not source.name.startswith(MODEL):
                 shutil.copyfile(source, folder / source.name)
-        if quantises:
-            _quantise(converted / MODEL, folder / MODEL, block_size)
+        if bits is not None:
+            _quantise(converted / MODEL, folder / MODEL, bits, block_size)
 
 
-def _quantise(source: Path, target: Path, block_size: int) -> None:
+def _quantise(source: Path, target: Path, bits: int, block_size: int) -> None:
     report_progress(stage="loading")
     quantizer = MatMulNBitsQuantizer(
         onnx.load(str(source)),
         algo_config=DefaultWeightOnlyQuantConfig(
-            bits=8,
+            bits=bits,
             block_size=block_size,
             is_symmetric=True,
             accuracy_level=4,
@@ -76,8 +79,10 @@ def main(arguments: Iterable[str] | None = None) -> int:
     )
     parser.add_argument("--converted", required=True, type=Path, help="converted weights")
     parser.add_argument("--output", required=True, type=Path, help="directory to write")
-    parser.add_argument("--precision", required=True, choices=("int8", "fp32"))
-    parser.add_argument("--block-size", required=True, type=int, help="weights per scale; int8")
+    parser.add_argument("--precision", required=True, choices=(*BITS, "fp32"))
+    parser.add_argument(
+        "--block-size", required=True, type=int, help="weights that share one scale"
+    )
     options = parser.parse_args(None if arguments is None else list(arguments))
     try:
         build(options.converted, options.output, options.precision, options.block_size)

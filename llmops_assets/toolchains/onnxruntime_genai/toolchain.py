@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmops_assets.develop.harness_tasks import tool_arguments
 from llmops_assets.errors import ToolchainError
 from llmops_assets.spec import Engine, ModelSpec
 from llmops_assets.toolchains.base import Facts, Target
@@ -32,6 +34,10 @@ DISTRIBUTIONS = ("onnxruntime-genai", "onnxruntime", "onnx", "onnx-ir", "torch",
 
 # ONNX Runtime reports to its makers and keeps a database in ~/.cache unless told not to.
 ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1"}
+# The builder writes into the model which commit it is of, and asks git, in the folder it is
+# installed in: the answer is the commit of whatever repository surrounds that. Without one
+# it takes the commit of its own package.
+CONVERSION_ENVIRONMENT = {**ENVIRONMENT, "GIT_DIR": os.devnull}
 
 
 class OnnxRuntimeGenAIToolchain:
@@ -41,6 +47,7 @@ class OnnxRuntimeGenAIToolchain:
     """
 
     name = NAME
+    serving_distributions: tuple[str, ...] = ("onnxruntime-genai", "tokenizers", "numpy")
 
     def versions(self) -> Mapping[str, str]:
         """Versions of the packages and of our own sources, and the machine's architecture.
@@ -95,7 +102,7 @@ class OnnxRuntimeGenAIToolchain:
             "-p", "fp32", "-e", "cpu", "-c", str(tools.work / "builder-cache"),
             "--extra_options", "hf_remote=false", "hf_token=false",
         ]  # fmt: skip
-        run = tools.run("the ONNX model builder", command, ENVIRONMENT)
+        run = tools.run("the ONNX model builder", command, CONVERSION_ENVIRONMENT)
         if (checkpoint / TOKENIZER).is_file():
             # The builder saves the tokenizer anew; what was trained with serves byte for byte.
             shutil.copyfile(checkpoint / TOKENIZER, output / TOKENIZER)
@@ -140,6 +147,7 @@ class OnnxRuntimeGenAIToolchain:
         evaluation_data: Path,
         output: Path,
         spec: ModelSpec,
+        repository: Path,
         tools: ToolRunner,
     ) -> Facts:
         self.compatible(engine_directory, Target.here())
@@ -153,6 +161,7 @@ class OnnxRuntimeGenAIToolchain:
             "--max-input-tokens", str(spec.constraints.max_input_tokens),
             "--max-output-tokens", str(spec.constraints.max_output_tokens),
             "--threads", str(spec.serving.threads),
+            *tool_arguments(spec.harness, repository, tools.work),
         )  # fmt: skip
         run = tools.run("the engine validation", command, ENVIRONMENT)
         return {"seconds": run.seconds, **read_json(output / "validation.json")}

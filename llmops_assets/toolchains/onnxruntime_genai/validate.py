@@ -1,8 +1,9 @@
 """Compares an engine with its checkpoint and measures it; run through the tool runner.
 
 Run as `python -m llmops_assets.toolchains.onnxruntime_genai.validate …`. The engine
-answers through the code that serves it in Triton. Perplexity is not compared: an engine
-can keep it and still answer differently.
+answers through the code that serves it in Triton. Its loss and perplexity are measured as
+its checkpoint's are, but never pass it alone: an engine can keep them and still answer
+differently.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,14 +27,22 @@ from llmops_assets.develop import metrics
 from llmops_assets.develop.data import read_data
 from llmops_assets.develop.directory import whole_directory
 from llmops_assets.develop.evaluate import load_checkpoint
+from llmops_assets.develop.harness_tasks import add_tool_options, read_metrics
 from llmops_assets.errors import LLMOpsError, ToolchainError
-from llmops_assets.toolchains.onnxruntime_genai.engine_directory import TOKENIZER
+from llmops_assets.evidence.latency import RequestTimes
+from llmops_assets.toolchains.onnxruntime_genai.engine_directory import (
+    GENERATION_CONFIG,
+    TOKENIZER,
+    read_json,
+)
 from llmops_assets.toolchains.onnxruntime_genai.triton_model.generation import (
     Answer,
     Sampling,
     TextGenerator,
 )
 from llmops_assets.tools import report_progress
+
+Item = TypeVar("Item")
 
 PREDICTIONS_FILE = "predictions.parquet"
 VALIDATION_FILE = "validation.json"
@@ -72,8 +82,12 @@ def validate(
     max_input_tokens: int,
     max_output_tokens: int,
     threads: int,
+    harness: Path | None = None,
+    repository: Path | None = None,
 ) -> None:
-    """Writes `predictions.parquet` and `validation.json`.
+    """Writes `predictions.parquet`, see `develop.metrics`, and `validation.json`.
+
+    The latter holds the metrics of the predictions, `Agreement` and `tokenizer_parity`.
 
     Args:
         checkpoint: Hugging Face directory, computed in float32.
@@ -83,37 +97,39 @@ def validate(
         max_input_tokens: longest prompt, tokens.
         max_output_tokens: longest answer, tokens.
         threads: CPU threads of each of the two models.
+        harness: JSON array of metrics of lm-evaluation-harness to measure as well.
+        repository: where their files are; needed with them.
 
     Raises:
-        LLMOpsError: the data are not valid, a prompt is too long for the model's limits,
-            or the output exists.
+        LLMOpsError: the data are not valid, a prompt is too long for the model's limits
+            or a row for the engine, or the output exists.
     """
     torch.set_num_threads(threads)
     rows: dict[str, list[str]] = read_data(evaluation_data).to_pydict()
     generator = TextGenerator(engine, engine / TOKENIZER, threads)
     prompts = [generator.encode(prompt) for prompt in rows["prompt"]]
-    _check_lengths(prompts, max_input_tokens)
     tokenizer, model = load_checkpoint(checkpoint)
+    completions = [
+        [*generator.tokenizer.encode(completion, add_special_tokens=False).ids,
+         tokenizer.eos_token_id]
+        for completion in rows["completion"]
+    ]  # fmt: skip
+    context_length = read_json(engine / GENERATION_CONFIG)["model"]["context_length"]
+    _check_lengths(prompts, completions, max_input_tokens, context_length)
     equal = sum(
         tokenizer.encode(text) == ids for text, ids in zip(rows["prompt"], prompts, strict=True)
     )
     agreement = _compare(model, tokenizer, generator, rows["prompt"], max_output_tokens)
+    longest = model.config.max_position_embeddings
     del model  # it would disturb what is measured next
-    predictions = _answer(generator, rows, prompts, max_output_tokens)
-    latency = asdict(metrics.latency(predictions["latency_seconds"]))
-    first = asdict(metrics.latency(predictions["time_to_first_token_seconds"]))
-    slices = metrics.slice_metrics(predictions)
+    predictions = _answer(generator, rows, max_output_tokens)
+    predictions["loss"] = _losses(generator, prompts, completions)
+    predictions["tokens"] = [len(completion) for completion in completions]
+    predictions = predictions[[*metrics.PREDICTION_COLUMNS, *metrics.TIME_COLUMNS]]
     validation: dict[str, Any] = {
         **asdict(agreement),
         "tokenizer_parity": {"prompts": len(prompts), "equal": equal},
-        "rows": len(predictions),
-        "exact_match": metrics.exact_match(predictions),
-        "slices": {name: asdict(of_slice) for name, of_slice in slices.items()},
-        "latency_seconds": latency,
-        "time_to_first_token_seconds": first,
-        "tokens_per_second": float(
-            predictions["output_tokens"].sum() / predictions["latency_seconds"].sum()
-        ),
+        **metrics.measure(predictions).as_json(),
     }
     with whole_directory(output) as folder:
         predictions.to_parquet(folder / PREDICTIONS_FILE, index=False)
@@ -121,16 +137,36 @@ def validate(
             json.dumps(validation, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
             encoding="utf-8",
         )
+        if tasks := read_metrics(harness):
+            from llmops_assets.develop.harness import run_tasks
+            from llmops_assets.develop.harness_model import prefix_token
+            from llmops_assets.toolchains.onnxruntime_genai.harness_model import EngineModel
+
+            assert repository is not None, "tasks come from a repository"
+            asked = EngineModel(generator, longest, prefix_token(tokenizer))
+            run_tasks(asked, tasks, repository, folder)
 
 
-def _check_lengths(prompts: Sequence[Sequence[int]], max_input_tokens: int) -> None:
-    for row, prompt in enumerate(prompts):
+def _check_lengths(
+    prompts: Sequence[list[int]],
+    completions: Sequence[list[int]],
+    max_input_tokens: int,
+    context_length: int,
+) -> None:
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         if len(prompt) > max_input_tokens:
             raise ToolchainError(
                 f"Row {row} of the evaluation data would be refused in production",
                 expected=f"at most {max_input_tokens} tokens",
                 found=f"{len(prompt)} tokens",
                 cure="raise constraints.max_input_tokens in the spec, or shorten the prompt",
+            )
+        if len(prompt) + len(completion) > context_length:
+            raise ToolchainError(
+                f"Row {row} of the evaluation data does not fit into the engine's context",
+                expected=f"at most {context_length} tokens of prompt and completion",
+                found=f"{len(prompt)} + {len(completion)} tokens",
+                cure="shorten the row, or use a model with a longer context",
             )
 
 
@@ -185,40 +221,61 @@ def _compare(
 
 
 def _answer(
-    generator: TextGenerator,
-    rows: dict[str, list[str]],
-    prompts: Sequence[Sequence[int]],
-    max_output_tokens: int,
+    generator: TextGenerator, rows: dict[str, list[str]], max_output_tokens: int
 ) -> pd.DataFrame:
-    """Every row answered alone; times in seconds, tokens without the prompt's."""
-    answers: list[dict[str, Any]] = []
+    """Every row answered alone. The engine must be warm: it must have answered before."""
+    answers = [
+        _timed_answer(generator, prompt, max_output_tokens)
+        for prompt in _reported(rows["prompt"], "answers")
+    ]
+    predictions = pd.DataFrame(rows)
+    predictions["prediction"] = [text for text, _ in answers]
+    predictions["correct"] = [
+        metrics.is_exact_match(text, completion)
+        for (text, _), completion in zip(answers, rows["completion"], strict=True)
+    ]
+    return metrics.with_times(predictions, [times for _, times in answers])
+
+
+def _timed_answer(
+    generator: TextGenerator, prompt: str, max_output_tokens: int
+) -> tuple[str, RequestTimes]:
+    started = time.perf_counter()
+    answer = Answer(generator.tokenizer)
+    text = ""
+    came: list[float] = []
+    for token in generator.tokens(generator.encode(prompt), Sampling(max_output_tokens)):
+        came.append(time.perf_counter())
+        if token not in generator.end_tokens:
+            text += answer.add(token)
+    text += answer.finish()
+    return text, RequestTimes.of(
+        time_to_first_token=came[0] - started,
+        inter_token_latencies=[after - before for before, after in pairwise(came)],
+        end_to_end=time.perf_counter() - started,
+    )
+
+
+def _losses(
+    generator: TextGenerator, prompts: Sequence[list[int]], completions: Sequence[list[int]]
+) -> list[float]:
+    """Negative log-likelihood (nats) of each completion, its end token included."""
+    losses: list[float] = []
+    for prompt, completion in _reported(list(zip(prompts, completions, strict=True)), "loss"):
+        # The logits that foretell the first token are those after the prompt's last one.
+        logits = generator.logits([*prompt, *completion[:-1]])[len(prompt) - 1 :]
+        likelihoods = torch.tensor(logits).log_softmax(dim=-1)
+        losses.append(-likelihoods.gather(1, torch.tensor(completion)[:, None]).sum().item())
+    return losses
+
+
+def _reported(items: Sequence[Item], phase: str) -> Iterator[Item]:
     reported = 0.0
-    for row, prompt in enumerate(prompts):
-        answer = Answer(generator.tokenizer)
-        text = ""
-        tokens = 0
-        first = 0.0
-        started = time.perf_counter()
-        for token in generator.tokens(prompt, Sampling(max_output_tokens)):
-            tokens += 1
-            if tokens == 1:
-                first = time.perf_counter() - started
-            if token not in generator.end_tokens:
-                text += answer.add(token)
-        text += answer.finish()
-        answers.append(
-            {
-                "prediction": text,
-                "correct": metrics.is_exact_match(text, rows["completion"][row]),
-                "output_tokens": tokens,
-                "latency_seconds": time.perf_counter() - started,
-                "time_to_first_token_seconds": first,
-            }
-        )
-        if time.monotonic() - reported >= 1 or row + 1 == len(prompts):
-            report_progress(phase="answers", step=row + 1, of=len(prompts))
+    for done, item in enumerate(items, start=1):
+        yield item
+        if time.monotonic() - reported >= 1 or done == len(items):
+            report_progress(phase=phase, step=done, of=len(items))
             reported = time.monotonic()
-    return pd.concat([pd.DataFrame(rows), pd.DataFrame(answers)], axis="columns")
 
 
 def main(arguments: Iterable[str] | None = None) -> int:
@@ -232,6 +289,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--max-input-tokens", required=True, type=int, help="longest prompt")
     parser.add_argument("--max-output-tokens", required=True, type=int, help="longest answer")
     parser.add_argument("--threads", required=True, type=int, help="CPU threads")
+    add_tool_options(parser)
     options = parser.parse_args(None if arguments is None else list(arguments))
     try:
         validate(**vars(options))
