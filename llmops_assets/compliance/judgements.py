@@ -59,11 +59,11 @@ def judge_package_safety(column: Mapping[str, ArtifactHandle]) -> Judgement:
     report = _package_report(column)
     examined = [_subjects(column, SCANNED, report.digests)]
     for asset in SCANNED:
-        formats, secrets = report.formats.get(asset), report.secrets.get(asset)
-        examined += [
-            _scanned(f"unsafe formats in {asset}", formats, formats and formats.files),
-            _scanned(f"secrets in {asset}", secrets, secrets and secrets.scanned),
-        ]
+        formats = report.formats.get(asset)
+        examined.append(_scanned(f"unsafe formats in {asset}", formats, formats and formats.files))
+    for asset in SCANNED:
+        secrets = report.secrets.get(asset)
+        examined.append(_scanned(f"secrets in {asset}", secrets, secrets and secrets.scanned))
     return _judgement(
         examined,
         passed="No file of checkpoint and package is a pickle, and none holds a secret.",
