@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from llmops_assets.local import stack
 from llmops_assets.local.processes import supervised
 from llmops_assets.serving.slots import Environment
 from llmops_assets.settings import Settings
-from llmops_assets_tests.lifecycle.kills import kill_when, survivors
 from llmops_assets_tests.lifecycle.stack_user import MODEL, StackUser
 from llmops_assets_tests.local.conftest import free_ports
 
@@ -34,26 +32,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @dataclass(frozen=True)
-class KilledTraining:
-    """What was seen when the first release's training was killed and started again."""
-
-    tools: int
-    """Processes that the killed worker had started."""
-    survivors: list[str]
-    """Processes that outlived the killed worker."""
-    saved_step: int
-    """Of the state that the killed training left."""
-    log_lines: int
-    """Of the killed training; the resumed one's come after them."""
-
-
-@dataclass(frozen=True)
 class FirstRelease:
     """The release whose training all others reuse; it was promoted at once."""
 
     key: str
     commit: str
-    training: KilledTraining
     promotion: str
     """The run that promoted it."""
 
@@ -85,15 +68,11 @@ def user() -> Iterator[StackUser]:
 
 @pytest.fixture(scope="session")
 def first_release(user: StackUser) -> FirstRelease:
-    """The first release of the example: trained at full size, and serving.
-
-    Its training is killed once on the way, and resumed: a training of its own for that
-    would cost another minute.
-    """
-    key, commit = user.new_key(), user.commit_spec()
-    training = _kill_training(user, key, commit)
-    user.expect_success(user.start_release(commit, key)[1])
-    return FirstRelease(key, commit, training, user.promote(key))
+    """The first release of the example: trained at full size, and serving."""
+    commit = user.commit_spec()
+    key, run = user.start_release(commit)
+    user.expect_success(run)
+    return FirstRelease(key, commit, user.promote(key))
 
 
 @pytest.fixture
@@ -110,22 +89,3 @@ def spare_release(user: StackUser, first_release: FirstRelease) -> str:
         if release not in held and staged is not None and staged.passed and retired is None:
             return release
     return user.release()
-
-
-def _kill_training(user: StackUser, key: str, commit: str) -> KilledTraining:
-    """Starts a release and kills its worker when the training has saved its state."""
-    _, run = user.start_release(commit, key)
-    states = "checkpoint-*/scratch/resume/state.safetensors"
-    tools = kill_when(user.worker(run), lambda: list(user.settings.work.glob(states)))
-    left = survivors(tools)
-    user.expect_death(run)
-    saved = _saved_step(next(user.settings.work.glob(states)))
-    log = user.platform.tool_log(key, "checkpoint")
-    return KilledTraining(len(tools), left, saved, len(log.read_text().splitlines()))
-
-
-def _saved_step(state: Path) -> int:
-    """The step of a training's saved state, from the header of the safetensors file."""
-    with state.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return int(header["__metadata__"]["step"])
