@@ -43,7 +43,7 @@ def run_tasks(model: LM, metrics: Sequence[HarnessMetric], repository: Path, out
     task, from 0) and `score`; the latter says how they were measured.
 
     Args:
-        model: see `checkpoint_model`.
+        model: see `harness_model`.
         metrics: what to measure; those of one task with one limit are measured together.
         repository: folder of the spec's repository, where YAML files of tasks are.
         output: directory to write to; must exist.
@@ -134,21 +134,6 @@ def check_same_task(candidate: Path, baseline: Path, name: str) -> None:
             found=digests[1],
             cure="make a new release: it is evaluated on the task as it is now",
         )
-
-
-def checkpoint_model(checkpoint: Path, threads: int) -> LM:
-    """A Hugging Face directory on the CPU, in float32; runs no code from it.
-
-    Raises:
-        DataError: as `evaluate.load_checkpoint`.
-    """
-    import torch
-
-    from llmops_assets.develop.evaluate import load_checkpoint
-    from llmops_assets.develop.harness_model import CheckpointModel
-
-    torch.set_num_threads(threads)
-    return CheckpointModel(*load_checkpoint(checkpoint))
 
 
 def _render_in_sandbox() -> None:

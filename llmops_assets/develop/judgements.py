@@ -89,7 +89,7 @@ class Results:
         if isinstance(metric, str):
             return metric_named(metric)
         assert not isinstance(metric, HarnessMetric)
-        return metric_named(metric.function, self.repository, metric.higher_is_better)
+        return metric_named(metric.function, self.repository)
 
 
 def judge_leakage(training: Path, evaluation: Path) -> Judgement:

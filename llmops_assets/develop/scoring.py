@@ -55,10 +55,9 @@ ROW_COLUMNS = ("prompt", "completion", "slice")
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: its name, its direction, and how a valid table becomes a sample."""
+    """A metric: its name, and how a valid table becomes a sample. Its direction is the spec's."""
 
     name: str
-    higher_is_better: bool
     sample: Callable[[pd.DataFrame], Sample]
     source: str | None = None
     """Digest of the file that a metric of one's own is written in."""
@@ -74,15 +73,12 @@ class Metric:
         return self.sample(predictions)
 
 
-def metric_named(
-    name: str, repository: Path | None = None, higher_is_better: bool = True
-) -> Metric:
+def metric_named(name: str, repository: Path | None = None) -> Metric:
     """A built-in metric, or one's own as `package.module:function`.
 
     Args:
         repository: folder of the spec's repository, from which modules may be imported
             beside installed packages.
-        higher_is_better: direction of a metric of one's own; built-in ones know theirs.
 
     Raises:
         SpecError: there is no such metric, or it cannot be imported.
@@ -97,7 +93,7 @@ def metric_named(
             cure="correct its name",
         )
     function = _imported(name, repository)
-    return Metric(name, higher_is_better, partial(_custom, name, function), _source(function))
+    return Metric(name, partial(_custom, name, function), _source(function))
 
 
 def check_same_rows(candidate: pd.DataFrame, baseline: pd.DataFrame) -> None:
@@ -186,11 +182,11 @@ def _perplexity(predictions: pd.DataFrame) -> Sample:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("exact_match", True, _exact_match),
-        Metric("accuracy", True, _accuracy),
-        Metric("macro_f1", True, _macro_f1),
-        Metric("loss", False, _loss),
-        Metric("perplexity", False, _perplexity),
+        Metric("exact_match", _exact_match),
+        Metric("accuracy", _accuracy),
+        Metric("macro_f1", _macro_f1),
+        Metric("loss", _loss),
+        Metric("perplexity", _perplexity),
     )
 }
 """The built-in metrics, by name."""

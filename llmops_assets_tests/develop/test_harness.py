@@ -11,7 +11,6 @@ import pytest
 
 from llmops_assets.develop.harness import (
     check_same_task,
-    checkpoint_model,
     run_tasks,
     scores,
 )
@@ -41,7 +40,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(checkpoint: Path) -> LM:
-    return checkpoint_model(checkpoint, threads=1)
+    # Heavy, so only for tests that ask a model.
+    from llmops_assets.develop.evaluate import load_checkpoint
+    from llmops_assets.develop.harness_model import CheckpointModel
+
+    return CheckpointModel(*load_checkpoint(checkpoint))
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from llmops_assets.evidence.statistics import (
     estimate_of,
     proportion,
 )
+from llmops_assets.spec import BUILT_IN_METRICS
 
 LABELS = np.array(["spam", "ham", "eggs"])
 
@@ -52,6 +53,10 @@ def table(rows: int = 300, right: float = 0.9, seed: int = 0) -> pd.DataFrame:
     )
 
 
+def higher_is_better(metric: Metric) -> bool:
+    return BUILT_IN_METRICS.get(metric.name, "error" not in metric.name)
+
+
 def score(predictions: pd.DataFrame, metric: Metric, *, confidence: float, seed: int) -> Estimate:
     return estimate_of(metric.sample_of(predictions), confidence, seed)
 
@@ -72,12 +77,12 @@ def compare(
         margin=margin,
         confidence=confidence,
         seed=seed,
-        higher_is_better=metric.higher_is_better,
+        higher_is_better=higher_is_better(metric),
     )
 
 
 def decide(metric: Metric, estimate: Estimate, threshold: float) -> Decision:
-    return (decide_at_least if metric.higher_is_better else decide_at_most)(estimate, threshold)
+    return (decide_at_least if higher_is_better(metric) else decide_at_most)(estimate, threshold)
 
 
 def scored(predictions: pd.DataFrame, name: str, repository: Path | None = None) -> Estimate:
@@ -183,7 +188,7 @@ def test_thresholds_follow_the_direction(name: str, lenient: float, strict: floa
 def test_hardly_any_rows_decide_nothing(name: str, rows: int) -> None:
     """An empty evaluation must be an undecided gate, not a crash and not a pass."""
     estimate = scored(table().head(rows), name)
-    threshold = 0.9 if METRICS[name].higher_is_better else 1.5
+    threshold = 0.9 if BUILT_IN_METRICS[name] else 1.5
     assert decide(METRICS[name], estimate, threshold) is Decision.UNDECIDED
 
 
@@ -231,7 +236,7 @@ def test_custom_metrics(repository: Path) -> None:
     predictions = table()
     exact = scored(predictions, "exact_match")
     assert scored(predictions, "team_metrics.mail:right", repository) == exact
-    errors = metric_named("team_metrics.mail:error_rate", repository, higher_is_better=False)
+    errors = metric_named("team_metrics.mail:error_rate", repository)
     estimate = score(predictions, errors, confidence=0.95, seed=0)
     assert exact.value is not None and exact.interval is not None
     assert estimate.value == pytest.approx(1 - exact.value)

@@ -11,7 +11,7 @@ from lm_eval.api.instance import Instance
 from tokenizers import Tokenizer
 
 from llmops_assets.develop.evaluate import load_checkpoint
-from llmops_assets.develop.harness import checkpoint_model, run_tasks, scores
+from llmops_assets.develop.harness import run_tasks, scores
 from llmops_assets.develop.harness_model import CheckpointModel, LocalModel, prefix_token
 from llmops_assets.errors import DataError, SpecError
 from llmops_assets.toolchains.onnxruntime_genai.engine_directory import TOKENIZER
@@ -44,9 +44,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyLlama:
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny: TinyLlama) -> LocalModel:
-    model = checkpoint_model(tiny.checkpoint, threads=1)
-    assert isinstance(model, LocalModel)
-    return model
+    return CheckpointModel(*load_checkpoint(tiny.checkpoint))
 
 
 @pytest.fixture(scope="module")
