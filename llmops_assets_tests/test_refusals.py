@@ -266,6 +266,24 @@ def test_biased_slice_is_refused_alone(tmp_path: Path) -> None:
     rig.close()
 
 
+def test_published_measurements_outlive_the_files_of_their_tasks(tmp_path: Path) -> None:
+    """A task that was deleted since must not stop a release that was measured before."""
+    rig = Rig(tmp_path / "rig")
+    task, data = rig.root / "dates.yaml", rig.root / "dates.jsonl"
+    data.write_text('{"question": "hello"}\n')
+    task.write_text(
+        "task: dates\ndataset_path: json\ndataset_kwargs: {data_files: {test: dates.jsonl}}\n"
+    )
+    metrics = "metrics: [exact_match, {name: dates, task: dates.yaml}]"
+    rig.build(RELEASE, 1, SPEC.replace("metrics: [exact_match]", metrics))
+    task.unlink()
+    with DagsterInstance.ephemeral() as instance:
+        runs = Runs(rig, instance)
+        for asset in ("evaluation", "engine_validation"):
+            assert asset in materialized(runs.assets(RELEASE, asset))
+    rig.close()
+
+
 def test_below_a_floor_one_may_still_retire(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -93,6 +93,12 @@ def test_the_example_is_valid() -> None:
         ("evaluation: [{", "evaluation: [{percentile: p99, ", "p99", "a p99 needs 368"),
         ("staging: [{", "staging: [{percentile: p99, ", "p99", "set requests to 368 or more"),
         ("  latency:\n    e", "  latency:\n    objective: {}\n    e", "objective", "for nothing"),
+        (
+            "  latency:\n    e",
+            "  latency:\n    objective: {end_to_end: null}\n    e",
+            "objective",
+            "asks for nothing",
+        ),
         ("  latency:\n    e", "  latency:\n    concurrencies: [0]\n    e", "concurrencies", "than"),
         (
             "metrics: [exact_match]",

@@ -51,7 +51,7 @@ def judge_data(column: Mapping[str, ArtifactHandle], licenses: Collection[str]) 
 
 
 def judge_package_safety(column: Mapping[str, ArtifactHandle]) -> Judgement:
-    """No file of checkpoint and package runs code when loaded, and none holds a secret.
+    """No file of checkpoint and package is a pickle, and none holds a secret.
 
     Args:
         column: packaged_model, checkpoint and compliance_report.

@@ -188,7 +188,7 @@ def _read(path: Path, repository: Path, files: list[Path]) -> dict[str, Any]:
 def _plain_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # no such date: a ValueError
         raise SpecError(
             f"The harness task {path} cannot be read",
             expected="YAML of plain values; !function and other tags run code, so they are refused",

@@ -172,6 +172,7 @@ def test_template_cannot_reach_python(model: LM, repository: Path) -> None:
         ("{test: data/dates.jsonl}", "3", "data_files"),
         ("doc_to_choice: choices", "doc_to_choice: '{{nothing}}'", "nothing"),
         ("include: common.yaml", "include: common.yaml\ntest_split: nowhere", "nowhere"),
+        ("task: choose_date", "task: choose_date\nmetadata: {on: 2024-13-45}", "month must be"),
     ],
 )
 def test_task_file_is_refused(
