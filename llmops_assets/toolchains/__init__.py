@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmops_assets.errors import ToolchainError
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from llmops_assets.toolchains.base import EngineToolchain
 
 
-def toolchain_for(engine: Engine) -> EngineToolchain:
+def toolchain_for(engine: Engine) -> EngineToolchain[Any]:
     """The toolchain of a spec's engine section. Imports no other toolchain.
 
     Raises:

@@ -9,13 +9,16 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from llmops_assets.spec import Engine, ModelSpec
+from llmops_assets.spec import ModelSpec, Section
 from llmops_assets.tools import ToolRunner
 
 Facts = Mapping[str, Any]
 """What a step says of its result for people: JSON values, shown as asset metadata."""
+
+EngineSection = TypeVar("EngineSection", bound=Section, contravariant=True)
+"""The section of a spec that a toolchain is driven by, its member of `spec.Engine`."""
 
 VERSION_FOLDER = "version"
 """Name of a packaged model's version folder; deployment renames it to the version's number."""
@@ -33,7 +36,7 @@ class Target:
         return cls(architecture=platform.machine())
 
 
-class EngineToolchain(Protocol):
+class EngineToolchain(Protocol[EngineSection]):
     """Four steps, each a pure function of directories and parameters.
 
     Every step writes a new directory `output` (which does not exist before) and may be
@@ -60,11 +63,11 @@ class EngineToolchain(Protocol):
         """
         ...
 
-    def conversion_parameters(self, engine: Engine) -> Mapping[str, Any]:
+    def conversion_parameters(self, engine: EngineSection) -> Mapping[str, Any]:
         """What of the spec's engine section the conversion depends on."""
         ...
 
-    def build_parameters(self, engine: Engine) -> Mapping[str, Any]:
+    def build_parameters(self, engine: EngineSection) -> Mapping[str, Any]:
         """What of the spec's engine section the build depends on."""
         ...
 
@@ -76,7 +79,9 @@ class EngineToolchain(Protocol):
         """
         ...
 
-    def convert(self, checkpoint: Path, output: Path, engine: Engine, tools: ToolRunner) -> Facts:
+    def convert(
+        self, checkpoint: Path, output: Path, engine: EngineSection, tools: ToolRunner
+    ) -> Facts:
         """Hugging Face directory to the toolchain's checkpoint format.
 
         Raises:
@@ -84,7 +89,9 @@ class EngineToolchain(Protocol):
         """
         ...
 
-    def build(self, converted: Path, output: Path, engine: Engine, tools: ToolRunner) -> Facts:
+    def build(
+        self, converted: Path, output: Path, engine: EngineSection, tools: ToolRunner
+    ) -> Facts:
         """Converted weights to an engine with a sidecar `engine.json`.
 
         The sidecar holds toolchain, versions, target architecture and build parameters.
