@@ -171,6 +171,14 @@ RUNTIME = (
         issues=("TRT#753",),
     ),
     _complaint(
+        # tensorrt_llm/bench/benchmark/throughput.py
+        "requests_too_long",
+        r"Engine supports a max sequence of \d+",
+        "Requests of the benchmark are longer than the engine allows",
+        expected="prompt and answer of at most max_seq_len tokens",
+        cure="raise max_seq_len in the spec's engine section, or lower the constraints",
+    ),
+    _complaint(
         "not_an_engine_directory",
         r"RuntimeError: No weight files found in ",
         "The engine directory was taken for a checkpoint",

@@ -331,7 +331,7 @@ class BuildFlags(Flags):
     workers: Count | None = None
     log_level: LogLevel | None = None
     enable_debug_output: bool = False
-    visualize_network: bool = False
+    visualize_network: AbsolutePath | None = None
     dry_run: bool = False
     monitor_memory: bool = False
 

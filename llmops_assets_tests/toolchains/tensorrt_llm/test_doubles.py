@@ -42,10 +42,10 @@ def run(
         ("convert_checkpoint.py", ["--weight_only_precision", "nvfp4"], "invalid choice"),
         ("convert_checkpoint.py", ["--output_dir"], "expected one argument"),
         ("convert_checkpoint.py", ["--use_fp8", "true"], "unrecognized arguments"),
-        ("quantize.py", [], "required: --model_dir"),
         ("quantize.py", ["--model_dir", "m", "--qformat", "int4"], "invalid choice"),
         ("quantize.py", ["--model_dir", "m", "--kv_cache_dtype", "fp4"], "invalid choice"),
         ("quantize.py", ["--model_dir", "m", "--dataset", "d"], "unrecognized arguments"),
+        ("quantize.py", ["--model_dir", "m", "--device", "cuda:0"], "invalid choice"),
         ("trtllm-build", [], "required: --checkpoint_dir"),
         ("trtllm-build", ["--checkpoint_dir", "c", "--tp_size", "2"], "unrecognized arguments"),
         ("trtllm-build", ["--checkpoint_dir", "c", "--pp_size", "2"], "unrecognized arguments"),
@@ -55,6 +55,8 @@ def run(
         ("trtllm-build", ["--checkpoint_dir", "c", "--gemm_plugin", "enable"], "invalid choice"),
         ("trtllm-build", ["--checkpoint_dir", "c", "--context_fmha", "auto"], "invalid choice"),
         ("trtllm-build", ["--checkpoint_dir", "c", "--max_batch_size", "1.5"], "invalid int"),
+        ("trtllm-build", ["--checkpoint_dir", "c", "--visualize_network"], "expected one"),
+        ("trtllm-build", ["--checkpoint_dir", "c", "--log_level", "loud"], "invalid choice"),
         ("trtllm-build", ["--checkpoint_dir", "c", "--kv_cache_type", "fp8"], "invalid choice"),
         ("trtllm-bench", ["throughput", "--dataset", "d"], "required: -m"),
         ("trtllm-bench", ["-m", "id"], "required: command"),
@@ -73,6 +75,13 @@ def test_wrong_arguments_end_with_argparse_exit_code(
     result = run(installation, tool, *arguments)
     assert result.returncode == USAGE_ERROR
     assert complaint in result.stderr
+
+
+def test_quantisation_without_a_model_fails(installation: Installation) -> None:
+    """It asks for one behind its parser, so not with the parser's exit code."""
+    result = run(installation, "quantize.py")
+    assert result.returncode == 1
+    assert "must be specified" in result.stderr
 
 
 @pytest.mark.parametrize("tool", FAILURES)
@@ -170,6 +179,40 @@ def test_bench_reports_the_backend_that_ran(
     assert backends == {"tensorrt": "TRT", "default": "Pytorch"}
 
 
+def test_bench_refuses_requests_that_the_engine_cannot_hold(
+    installation: Installation, engine: Path, tmp_path: Path
+) -> None:
+    """The longest request of the spec's constraints has to be among the measured ones."""
+    dataset = tmp_path / "requests.jsonl"
+    dataset.write_text(json.dumps({"task_id": 0, "input_ids": [7] * 500, "output_tokens": 13}))
+    result = run(
+        installation, "trtllm-bench", "-m", "parrot", "throughput", "--backend", "tensorrt",
+        "--engine_dir", engine, "--dataset", dataset,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "max sequence of 512" in result.stderr
+
+
+def test_bench_records_add_up_to_its_report(
+    installation: Installation, engine: Path, tmp_path: Path
+) -> None:
+    """Who reads both compares them."""
+    result = run(
+        installation, "trtllm-bench", "-m", "parrot", "throughput", "--backend", "tensorrt",
+        "--engine_dir", engine, "--dataset", write_dataset(tmp_path / "requests.jsonl"),
+        "--streaming", "--concurrency", "2", "--report_json", tmp_path / "report.json",
+        "--request_json", tmp_path / "records.json",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    records = json.loads((tmp_path / "records.json").read_text())
+    assert len(records) == report["request_info"]["num_requests"] == 6
+    latencies = [(r["end_timestamp"] - r["start_timestamp"]) / 1e6 for r in records]
+    mean = pytest.approx(sum(latencies) / 6)
+    assert report["performance"]["avg_request_latency_ms"] == mean
+    assert report["request_info"]["avg_num_concurrent_requests"] == pytest.approx(2, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("environment", "failure"),
     [
@@ -177,6 +220,7 @@ def test_bench_reports_the_backend_that_ran(
         ({"LLMOPS_DOUBLE_GPUS": "1"}, "Engine world size (2 * 1) != Runtime world size (1)"),
         ({"LLMOPS_DOUBLE_VERSION": "1.1.0"}, "expecting library version 1.1.0 got 1.2.1"),
         ({FAILS: "trtllm-bench:key_value_cache_too_small"}, "maxTokensInPagedKvCache"),
+        ({FAILS: "trtllm-bench:requests_too_long"}, "Engine supports a max sequence of 512"),
     ],
 )
 def test_engine_does_not_load_where_it_does_not_fit(

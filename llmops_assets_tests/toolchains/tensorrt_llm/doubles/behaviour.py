@@ -41,6 +41,8 @@ SENTENCES: Mapping[str, str] = {
     "other_tensor_parallelism": "[TensorRT-LLM][ERROR] Assertion failed: tensor parallelism "
     "mismatch",
     "not_an_engine_directory": "RuntimeError: No weight files found in engine",
+    "requests_too_long": "RuntimeError: Engine supports a max sequence of 512. Provided dataset "
+    "contains a maximum sequence of 600. Please rebuild a new engine to support this dataset.",
     "not_in_its_image": "ModuleNotFoundError: No module named 'tensorrt_llm'",
     "gpu_memory": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
 }
@@ -76,7 +78,7 @@ FAILURES: Mapping[str, frozenset[str]] = {
          "tensors_not_provided", "streaming_llm", "plugin_not_on_this_gpu",
          "checkpoint_config", "no_timing_cache"}
     ),
-    "trtllm-bench": frozenset({*_LOADS, "other_backend", "no_report"}),
+    "trtllm-bench": frozenset({*_LOADS, "requests_too_long", "other_backend", "no_report"}),
     "trtllm-eval": frozenset({*_LOADS, "no_accuracy"}),
 }  # fmt: skip
 """The failures that each double has.
@@ -155,6 +157,9 @@ def _daemonise() -> None:
             time.sleep(HANG_SECONDS)
         os._exit(0)
     os.read(started, 1)
+
+
+LOG_LEVELS = ("internal_error", "error", "warning", "info", "verbose", "debug")
 
 
 def strict_parser(tool: str) -> argparse.ArgumentParser:

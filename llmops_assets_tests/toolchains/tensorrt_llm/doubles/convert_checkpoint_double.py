@@ -11,7 +11,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmops_assets_tests.toolchains.tensorrt_llm.doubles.behaviour import Behaviour, strict_parser
+from llmops_assets_tests.toolchains.tensorrt_llm.doubles.behaviour import (
+    LOG_LEVELS,
+    Behaviour,
+    strict_parser,
+)
 from llmops_assets_tests.toolchains.tensorrt_llm.doubles.layouts import (
     checkpoint_config,
     mapping_of,
@@ -69,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     add("--hidden_act", type=str, default="silu")
     add("--embedding_sharding_dim", type=int, choices=(0, 1), default=0)
     add("--output_dir", type=str, default="tllm_checkpoint")
-    add("--log_level", type=str, default="info")
+    add("--log_level", choices=LOG_LEVELS, default="info")
     return flags
 
 

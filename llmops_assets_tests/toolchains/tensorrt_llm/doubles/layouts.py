@@ -223,10 +223,9 @@ def write_json(path: Path, content: object) -> None:
 def percentiles(values: Iterable[float]) -> dict[str, float]:
     """As trtllm-bench reports them."""
     ordered = sorted(values)
-    last = len(ordered) - 1
     return {
         "minimum": ordered[0],
         "maximum": ordered[-1],
         "average": sum(ordered) / len(ordered),
-        **{f"p{share}": ordered[last * share // 100] for share in (50, 90, 95, 99)},
+        **{f"p{share}": ordered[len(ordered) * share // 100] for share in (50, 90, 95, 99)},
     }

@@ -34,15 +34,20 @@ def parser() -> argparse.ArgumentParser:
     flags = strict_parser(TOOL)
     add = flags.add_argument
     for name in (
-        "--model_dir", "--nemo_ckpt_path", "--decoder_type", "--medusa_model_dir",
-        "--autoq_format",
+        "--model_dir", "--nemo_ckpt_path", "--medusa_model_dir", "--autoq_format",
     ):  # fmt: skip
         add(name, type=str, default=None)
     add("--output_dir", type=str, default="exported_model")
     add("--qformat", choices=tuple(ALGORITHMS), default="full_prec")
+    for name, choices in {
+        "--dtype": ("auto", "float16", "bfloat16", "float32"),
+        "--device": ("cuda", "cpu"),
+        "--device_map": ("auto", "sequential", "cpu", "gpu"),
+        "--decoder_type": ("gptnext", "llama"),
+    }.items():
+        add(name, choices=choices, default=choices[0])
     add("--kv_cache_dtype", choices=("int8", "fp8"), default=None)
     for name, default in {
-        "--dtype": "auto", "--device": "cuda", "--device_map": "auto",
         "--calib_dataset": "cnn_dailymail", "--medusa_hidden_act": "silu",
     }.items():  # fmt: skip
         add(name, type=str, default=default)
@@ -60,10 +65,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    flagged = parser()
-    flags = flagged.parse_args(arguments)
+    flags = parser().parse_args(arguments)
     if flags.model_dir is None:
-        flagged.error("the following arguments are required: --model_dir")
+        # Checked behind the parser, so not with its exit code.
+        raise ValueError("One of source checkpoint (model_dir, nemo_ckpt_path) must be specified")
     behaviour = Behaviour(TOOL)
     mixed = flags.auto_quantize_bits is not None
     if mixed or flags.kv_cache_dtype or flags.qformat not in WITHOUT_CALIBRATION:

@@ -9,7 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmops_assets_tests.toolchains.tensorrt_llm.doubles.behaviour import Behaviour, strict_parser
+from llmops_assets_tests.toolchains.tensorrt_llm.doubles.behaviour import (
+    LOG_LEVELS,
+    Behaviour,
+    strict_parser,
+)
 from llmops_assets_tests.toolchains.tensorrt_llm.doubles.layouts import (
     engine_file,
     write_json,
@@ -18,10 +22,9 @@ from llmops_assets_tests.toolchains.tensorrt_llm.doubles.layouts import (
 
 TOOL = "trtllm-build"
 DEFAULT_TIMING_CACHE = "model.cache"
-# That it warns of this option's deprecation, however it is called, is known; not the wording.
 EVER_PRESENT = (
-    "[TRT-LLM] [W] Option --gather_generation_logits is deprecated, a build option is not "
-    "required anymore. Use `output_generation_logits` in `SamplingParams` instead."
+    "[TRT-LLM] [W] Option --gather_generation_logits is deprecated, a build flag is not "
+    "required anymore. Use --output_generation_logits at runtime instead."
 )
 ARCHITECTURES = (
     "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Qwen2ForCausalLM",
@@ -64,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     add("--checkpoint_dir", type=str, required=True)
     for name in (
         "--model_config", "--build_config", "--model_cls_file", "--model_cls_name",
-        "--input_timing_cache",
+        "--input_timing_cache", "--visualize_network",
     ):  # fmt: skip
         add(name, type=str, default=None)
     add("--output_dir", type=str, default="engine_outputs")
@@ -83,11 +86,11 @@ def parser() -> argparse.ArgumentParser:
         default="layer_names_only")  # fmt: skip
     for name in (
         "--strip_plan", "--weight_sparsity", "--weight_streaming", "--fast_build",
-        "--enable_debug_output", "--visualize_network", "--dry_run", "--monitor_memory",
+        "--enable_debug_output", "--dry_run", "--monitor_memory",
         "--gather_context_logits", "--gather_generation_logits", "--gather_all_token_logits",
     ):  # fmt: skip
         add(name, action="store_true")
-    add("--log_level", type=str, default="info")
+    add("--log_level", choices=LOG_LEVELS, default="info")
     add("--logits_dtype", choices=("float16", "float32"), default=None)
     add("--lora_dir", type=str, nargs="+", default=None)
     add("--lora_ckpt_source", choices=("hf", "nemo"), default="hf")
