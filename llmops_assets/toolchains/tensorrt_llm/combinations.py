@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from packaging.version import Version
 
 from llmops_assets.errors import ToolchainError
+from llmops_assets.toolchains.tensorrt_llm.containers import container_of
 from llmops_assets.toolchains.tensorrt_llm.families import FAMILIES
 from llmops_assets.toolchains.tensorrt_llm.flags import special_data_set
 from llmops_assets.toolchains.tensorrt_llm.gpus import GPUS
@@ -75,6 +76,18 @@ def _version(engine: TensorRTLLMEngine) -> Iterator[Refusal]:
             "from 1.3 on NVIDIA removed convert_checkpoint.py, trtllm-build and "
             "inflight_batcher_llm; take 1.2.1, or backend: llmapi",
         )
+    elif (held := _held_by(engine.image)) not in {None, engine.version}:
+        yield ("image",), f"holds TensorRT-LLM {held}, and version is {engine.version}"
+
+
+def _held_by(image: str) -> str | None:
+    """The TensorRT-LLM of one of NVIDIA's containers; None for an image of one's own, which
+    is asked when it runs.
+    """
+    try:
+        return container_of(image).tensorrt_llm
+    except ToolchainError:
+        return None
 
 
 def _mixed_with_llmapi(engine: TensorRTLLMEngine) -> Iterator[Refusal]:
@@ -95,6 +108,14 @@ def _mixed_with_llmapi(engine: TensorRTLLMEngine) -> Iterator[Refusal]:
             "belongs to backend: engine; llmapi serves the checkpoint as it is, so import one "
             "that is quantised already",
         )
+    # Nothing that model.yaml does not say may look as if it were obeyed.
+    for place, value in {
+        ("parallelism", "context"): engine.parallelism.context,
+        ("parallelism", "expert"): engine.parallelism.expert,
+        ("limits", "max_beam_width"): engine.limits.max_beam_width,
+    }.items():
+        if value > 1:
+            yield place, "belongs to backend: engine; model.yaml of llmapi is not given it"
     if engine.kv_cache.dtype == "int8":
         yield ("kv_cache", "dtype"), "int8 needs an engine's scales; llmapi takes auto or fp8"
 

@@ -16,6 +16,8 @@ from llmops_assets_tests.toolchains.tensorrt_llm.engines import CALIBRATION, eng
 
 FP8: Mapping[str, Any] = {"quantization": "fp8", "calibration": CALIBRATION}
 LLMAPI: Mapping[str, Any] = {"backend": "llmapi", "family": None}
+TRITON = "nvcr.io/nvidia/tritonserver:{}-trtllm-python-py3"
+OWN = "registry.local/triton-of-ours:7"
 
 
 def plugins(**given: Any) -> dict[str, Any]:
@@ -38,12 +40,26 @@ def limits(**given: int) -> dict[str, Any]:
         ({"version": "1.4.0rc1"}, "version", "from 1.3 on NVIDIA removed"),
         ({"version": "0.21.0"}, "version", "below 1.0"),
         ({**LLMAPI, "version": "0.21.0"}, "version", "below 1.0"),
+        ({"version": "1.1.0"}, "image", "holds TensorRT-LLM 1.2.1, and version is 1.1.0"),
+        (
+            {"image": f"registry.local/{TRITON.format('25.12')}"},
+            "image",
+            "holds TensorRT-LLM 1.1.0",
+        ),
+        (
+            {**LLMAPI, "image": f"{TRITON.format('26.03')}@sha256:{'0' * 64}"},
+            "image",
+            "holds TensorRT-LLM 1.2.0",
+        ),
         # What belongs to the other backend.
         ({"backend": "llmapi"}, "family", "nothing is built"),
         ({**LLMAPI, **plugins(gemm="auto")}, "plugins", "nothing is built"),
         ({**LLMAPI, "calibration": CALIBRATION}, "calibration", "nothing is built"),
         ({**LLMAPI, "quantization": "fp8"}, "quantization", "quantised already"),
         ({**LLMAPI, "kv_cache": {"dtype": "int8"}}, "kv_cache.dtype", "auto or fp8"),
+        ({**LLMAPI, **ways(tensor=2, context=2)}, "parallelism.context", "is not given it"),
+        ({**LLMAPI, **ways(tensor=2, expert=2)}, "parallelism.expert", "is not given it"),
+        ({**LLMAPI, **limits(max_beam_width=2)}, "limits.max_beam_width", "is not given it"),
         ({"family": None}, "family", "is needed to choose convert_checkpoint.py"),
         # What TensorRT-LLM does not name for a family.
         ({**FP8, "family": "commandr"}, "quantization", "does not name fp8 for commandr"),
@@ -183,11 +199,19 @@ def test_refused(section: Mapping[str, Any], place: str, reason: str) -> None:
     "section",
     [
         {},
-        {"version": "1.0.0"},
-        {"version": "1.2.1.post1"},
+        {"version": "1.0.0", "image": TRITON.format("25.09")},
+        {"version": "1.2.1", "image": TRITON.format("26.04")},
+        # What is in an image of one's own is asked when it runs.
+        {"version": "1.2.1.post1", "image": OWN},
         FP8,
-        {**LLMAPI, "version": "1.3.0rc29"},
-        {**LLMAPI, "version": "1.4.0rc1", **ways(tensor=8), "chunked_context": True},
+        {**LLMAPI, "version": "1.3.0rc29", "image": OWN},
+        {
+            **LLMAPI,
+            **ways(tensor=8),
+            "version": "1.4.0rc1",
+            "image": OWN,
+            "chunked_context": True,
+        },
         {**LLMAPI, "kv_cache": {"dtype": "fp8"}},
         {**ways(tensor=4, expert=4)},
         {"chunked_context": True, **limits(max_num_tokens=512)},
