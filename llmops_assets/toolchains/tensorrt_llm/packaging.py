@@ -22,23 +22,25 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from llmops_assets.errors import ToolchainError
 from llmops_assets.spec import Constraints, TensorRTLLMEngine
 from llmops_assets.toolchains.base import VERSION_FOLDER
 from llmops_assets.toolchains.tensorrt_llm.inputs import refuse_code
+from llmops_assets.toolchains.tensorrt_llm.model_yaml import (
+    CHECKPOINT,
+    MODEL_YAML,
+    PACKAGE_MOUNT,
+    read_llmapi_model,
+)
 from llmops_assets.toolchains.tensorrt_llm.sidecar import SIDECAR
 from llmops_assets.toolchains.tensorrt_llm.templates import fill, parse_configuration, rename
 
-PACKAGE_MOUNT = PurePosixPath("/opt/llmops/package")
 REPOSITORY = "repository"
 ENGINE = "engine"
 TOKENIZER = "tokenizer"
-CHECKPOINT = "checkpoint"
 PACKAGE_FILE = "package.json"
-MODEL_YAML = "model.yaml"
 
 ENTRY_TEMPLATE = "ensemble"
 INNER_MODELS = ("preprocessing", "postprocessing", "tensorrt_llm", "tensorrt_llm_bls")
@@ -97,12 +99,10 @@ UNSET = frozenset(
 """Placeholders of parameters that this toolchain leaves at their default."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class EngineServing(_Frozen):
+class EngineServing(BaseModel):
     """How Triton serves an engine; see `docs/model_config.md` of tensorrtllm_backend."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_batch_size: int = Field(ge=1, description="Requests in one batch; the engine's at most.")
     instances: int = Field(default=1, ge=1, description="Of each Python model.")
@@ -134,108 +134,6 @@ class EngineServing(_Frozen):
             enable_kv_cache_reuse=engine.kv_cache.reuse,
             enable_chunked_context=engine.chunked_context,
         )
-
-
-class LlmApiTritonConfig(_Frozen):
-    """The part of `model.yaml` that goes to Triton."""
-
-    max_batch_size: Literal[0] = Field(default=0, description="The model does not batch itself.")
-    decoupled: Literal[True] = Field(default=True, description="Streaming needs it.")
-
-
-class LlmApiKeyValueCache(_Frozen):
-    """`tensorrt_llm.llmapi.KvCacheConfig`, as far as it is set."""
-
-    dtype: Literal["auto", "fp8"] = "auto"
-    free_gpu_memory_fraction: float = Field(default=0.9, gt=0, lt=1)
-    enable_block_reuse: bool = True
-    tokens_per_block: int = Field(default=32, ge=1)
-
-
-class LlmApiScheduler(_Frozen):
-    """`tensorrt_llm.llmapi.SchedulerConfig`, as far as it is set."""
-
-    capacity_scheduler_policy: Literal["GUARANTEED_NO_EVICT", "MAX_UTILIZATION"] = (
-        "GUARANTEED_NO_EVICT"
-    )
-
-
-class LlmApiModel(_Frozen):
-    """`model.yaml` of Triton's `llmapi` model: arguments of `tensorrt_llm.LLM`.
-
-    It is part of the engine artifact, where it says what a build would otherwise fix.
-    """
-
-    model: Literal["/opt/llmops/package/checkpoint"] = "/opt/llmops/package/checkpoint"
-    backend: Literal["pytorch"] = "pytorch"
-    dtype: str = "auto"
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    pipeline_parallel_size: int = Field(default=1, ge=1)
-    max_batch_size: int = Field(ge=1)
-    max_num_tokens: int = Field(ge=1)
-    max_seq_len: int = Field(ge=1)
-    enable_chunked_prefill: bool = False
-    kv_cache_config: LlmApiKeyValueCache = LlmApiKeyValueCache()
-    scheduler_config: LlmApiScheduler = LlmApiScheduler()
-    triton_config: LlmApiTritonConfig = LlmApiTritonConfig()
-
-    @classmethod
-    def of(cls, engine: TensorRTLLMEngine) -> LlmApiModel:
-        """What a spec's engine section with backend llmapi says.
-
-        Raises:
-            ToolchainError: it asks for what `model.yaml` cannot say.
-        """
-        parallelism = engine.parallelism
-        if parallelism.context > 1 or parallelism.expert > 1 or engine.kv_cache.dtype == "int8":
-            raise ToolchainError(
-                "The backend llmapi is not asked for this here",
-                expected="tensor and pipeline parallelism, and a KV cache of type auto or fp8",
-                found=f"context {parallelism.context}, expert {parallelism.expert}, "
-                f"KV cache {engine.kv_cache.dtype}",
-                cure="correct the spec's engine section",
-            )
-        return cls(
-            dtype=engine.dtype,
-            tensor_parallel_size=parallelism.tensor,
-            pipeline_parallel_size=parallelism.pipeline,
-            max_batch_size=engine.limits.max_batch_size,
-            max_num_tokens=engine.limits.max_num_tokens,
-            max_seq_len=engine.limits.max_seq_len,
-            enable_chunked_prefill=engine.chunked_context,
-            kv_cache_config=LlmApiKeyValueCache(
-                dtype=engine.kv_cache.dtype,
-                free_gpu_memory_fraction=engine.kv_cache.free_gpu_mem_fraction,
-                enable_block_reuse=engine.kv_cache.reuse,
-                tokens_per_block=engine.kv_cache.tokens_per_block,
-            ),
-            scheduler_config=LlmApiScheduler(
-                capacity_scheduler_policy="MAX_UTILIZATION"
-                if engine.scheduler == "max_utilization"
-                else "GUARANTEED_NO_EVICT"
-            ),
-        )
-
-    def as_yaml(self) -> str:
-        """The file's text; equal settings give equal bytes."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=True)
-
-
-def read_llmapi_model(path: Path) -> LlmApiModel:
-    """Reads a frozen `model.yaml`.
-
-    Raises:
-        ToolchainError: it does not exist or is not one that `LlmApiModel.as_yaml` writes.
-    """
-    try:
-        return LlmApiModel.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
-        raise ToolchainError(
-            f"{path} is not a frozen model.yaml",
-            expected="what LlmApiModel.as_yaml writes",
-            found=error,
-            cure="materialize the engine again",
-        ) from error
 
 
 def package_engine(

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmops_assets.errors import ToolchainError
-from llmops_assets.toolchains.tensorrt_llm.packaging import PACKAGE_MOUNT, REPOSITORY
+from llmops_assets.toolchains.tensorrt_llm.model_yaml import PACKAGE_MOUNT
+from llmops_assets.toolchains.tensorrt_llm.packaging import REPOSITORY
 
 Mode = Literal["leader", "orchestrator"]
 

@@ -34,6 +34,7 @@ from llmops_assets.develop.directory import whole_directory
 from llmops_assets.errors import LLMOpsError, ToolchainError
 from llmops_assets.evidence.latency import RequestTimes
 from llmops_assets.toolchains.tensorrt_llm.containers import Backend
+from llmops_assets.toolchains.tensorrt_llm.model_yaml import MODEL_YAML, read_llmapi_model
 from llmops_assets.tools import report_progress
 
 if TYPE_CHECKING:
@@ -180,13 +181,15 @@ class CheckpointModel:
     """A Hugging Face checkpoint, in its own data type, over all GPUs there are."""
 
     def __init__(self, checkpoint: Path, end: int) -> None:
+        import torch
         from transformers import AutoModelForCausalLM
 
         self._end = end
         self._model: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint,
             torch_dtype="auto",
-            device_map="auto",
+            # Spread over the GPUs by accelerate, which the serving image has.
+            device_map="auto" if torch.cuda.is_available() else None,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -375,8 +378,6 @@ def _parallelism(backend: Backend, engine: Path) -> tuple[tuple[int, int], bool]
         mapping = config["pretrained_config"]["mapping"]
         gathered = bool(config["build_config"]["gather_context_logits"])
         return (mapping["tp_size"], mapping["pp_size"]), gathered
-    from llmops_assets.toolchains.tensorrt_llm.packaging import MODEL_YAML, read_llmapi_model
-
     frozen = read_llmapi_model(engine / MODEL_YAML)
     # The PyTorch backend needs no build that asks for them.
     return (frozen.tensor_parallel_size, frozen.pipeline_parallel_size), True

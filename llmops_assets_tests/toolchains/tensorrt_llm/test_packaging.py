@@ -10,20 +10,23 @@ from typing import Any
 import pytest
 import yaml
 
+from llmops_assets.build.packaging import _config_problems
 from llmops_assets.errors import ToolchainError
 from llmops_assets.spec import Constraints, TensorRTLLMEngine
-from llmops_assets.toolchains.tensorrt_llm.packaging import (
+from llmops_assets.toolchains.tensorrt_llm.model_yaml import (
     CHECKPOINT,
-    INNER_MODELS,
     PACKAGE_MOUNT,
+    LlmApiModel,
+    read_llmapi_model,
+)
+from llmops_assets.toolchains.tensorrt_llm.packaging import (
+    INNER_MODELS,
     REQUIRED,
     UNSET,
     EngineServing,
-    LlmApiModel,
     check_package,
     package_engine,
     package_llmapi,
-    read_llmapi_model,
 )
 from llmops_assets.toolchains.tensorrt_llm.templates import (
     find_placeholders,
@@ -160,6 +163,11 @@ def test_package_is_complete(engine: Path, checkpoint: Path) -> None:
     ])  # fmt: skip
     assert found["engine/rank1.engine"] == b"engine of rank 1"
     assert not [name for name, content in found.items() if b"${" in content]
+
+
+def test_gate_on_packages_can_read_it(engine: Path, checkpoint: Path) -> None:
+    """It is the same for all toolchains, and knows neither templates nor inner models."""
+    assert _config_problems(package(engine, checkpoint), MODEL) == []
 
 
 def test_every_version_folder_survives_object_storage(engine: Path, checkpoint: Path) -> None:

@@ -23,7 +23,7 @@ from llmops_assets.errors import ToolchainError
 from llmops_assets.evidence.latency import RequestTimes
 from llmops_assets.toolchains.tensorrt_llm import validation
 from llmops_assets.toolchains.tensorrt_llm.containers import Backend
-from llmops_assets.toolchains.tensorrt_llm.packaging import LlmApiModel as FrozenModel
+from llmops_assets.toolchains.tensorrt_llm.model_yaml import LlmApiModel as FrozenModel
 from llmops_assets.toolchains.tensorrt_llm.validation import (
     Answer,
     LlmApiModel,
@@ -35,6 +35,7 @@ from llmops_assets.toolchains.tensorrt_llm.validation import (
     until_end,
     validation_json,
 )
+from llmops_assets_tests.tiny_llama import write_checkpoint
 
 from .built_engine import write_engine
 
@@ -353,3 +354,127 @@ def test_llmapi_is_loaded_as_it_was_frozen(
         pass
     (llm,) = loaded_by["llmapi"]
     assert llm.parallel == (2, 2)
+
+
+class FaithfulLLMDouble(LLMDouble):
+    """A double that answers as the checkpoint does, by transformers, on the CPU."""
+
+    def __init__(self, **arguments: Any) -> None:
+        from transformers import AutoModelForCausalLM
+
+        super().__init__(**arguments)
+        self._reference: Any = AutoModelForCausalLM.from_pretrained(self.tokenizer)
+
+    def _greedy(self, prompt: list[int], sampling: SamplingParamsDouble) -> Any:
+        import torch
+
+        generated = self._reference.generate(
+            input_ids=torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False, max_new_tokens=sampling.max_tokens, eos_token_id=END, pad_token_id=0,
+            return_dict_in_generate=True, output_logits=True,
+        )  # fmt: skip
+        return generated.sequences[0, len(prompt) :].tolist(), torch.cat(generated.logits)
+
+    def generate(
+        self, inputs: list[dict[str, list[int]]], sampling: SamplingParamsDouble, use_tqdm: bool
+    ) -> list[Any]:
+        import torch
+
+        (prompt,) = inputs
+        tokens, logits = self._greedy(prompt["prompt_token_ids"], sampling)
+        context = None
+        if sampling.return_context_logits:
+            with torch.inference_mode():
+                ids = torch.tensor([prompt["prompt_token_ids"]])
+                context = self._reference(ids).logits[0]
+        return [self._result(tokens, None, logits[None], context)]
+
+    def generate_async(
+        self, inputs: dict[str, list[int]], sampling: SamplingParamsDouble, streaming: bool
+    ) -> Any:
+        tokens, _ = self._greedy(inputs["prompt_token_ids"], sampling)
+        for count in range(1, len(tokens) + 1):
+            yield self._result(tokens[:count], None, None, None)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def evaluation_data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pd.DataFrame(
+        {"prompt": ["1 août", "2 mai"], "completion": ["08-01", "05-02"], "slice": ["a", "b"]}
+    ).to_parquet(folder / "data.parquet", index=False)
+    return folder
+
+
+@pytest.mark.parametrize("gathers", [True, False])
+def test_engine_that_is_its_checkpoint_agrees_with_it(
+    gathers: bool, checkpoint: Path, evaluation_data: Path, tmp_path: Path,
+    loaded_by: dict[str, list[LLMDouble]], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The whole script but TensorRT-LLM: a faithful engine shows no difference, and its loss
+    is the checkpoint's. Without logits of prompts there is none, and no gate on it passes.
+    """
+    faithful = type("EngineDouble", (FaithfulLLMDouble,), {"made": loaded_by["engine"]})
+    monkeypatch.setattr(sys.modules["tensorrt_llm._tensorrt_engine"], "LLM", faithful)
+    engine = write_engine(tmp_path / "engine", gather_context_logits=gathers)
+    arguments = [
+        "--backend", "engine", "--checkpoint", checkpoint, "--engine", engine,
+        "--evaluation-data", evaluation_data, "--output", tmp_path / "output",
+        "--max-output-tokens", "8",
+    ]  # fmt: skip
+    assert validation.main(map(str, arguments)) == 0
+    report = json.loads((tmp_path / "output" / "validation.json").read_text())
+    assert (report["backend"], report["tensorrt_llm"]) == ("engine", "1.2.1")
+    assert (report["prompts"], report["token_agreement"], report["prompts_equal"]) == (2, 1.0, 2)
+    assert report["logit_distance"]["largest"] < 1e-5
+    assert report["tokenizer_parity"] == {"prompts": 2, "equal": 2}
+    predictions = pd.read_parquet(tmp_path / "output" / "predictions.parquet")
+    assert list(predictions.columns) == [*PREDICTION_COLUMNS, *TIME_COLUMNS]
+    assert len(predictions) == 2
+    if not gathers:
+        assert report["loss"] is None
+        assert not np.isfinite(predictions["loss"]).any()
+        return
+    assert report["loss"] == pytest.approx(reference_loss(checkpoint, evaluation_data), rel=1e-4)
+
+
+def reference_loss(checkpoint: Path, evaluation_data: Path) -> float:
+    """Mean loss per token as transformers computes it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
+    reference: Any = AutoModelForCausalLM.from_pretrained(checkpoint)
+    total = tokens = 0.0
+    for row in pd.read_parquet(evaluation_data / "data.parquet").to_dict("records"):
+        prompt = tokenizer.encode(row["prompt"])
+        completion = [*tokenizer.encode(row["completion"], add_special_tokens=False), END]
+        labels = torch.tensor([[-100] * len(prompt) + completion])
+        with torch.inference_mode():
+            mean = reference(torch.tensor([[*prompt, *completion]]), labels=labels).loss
+        total += float(mean) * len(completion)
+        tokens += len(completion)
+    return total / tokens
+
+
+def test_failure_is_told_in_one_line(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tool runner shows the last lines; a traceback would hide what to do."""
+    arguments = [
+        "--backend", "engine", "--checkpoint", checkpoint, "--engine", tmp_path,
+        "--evaluation-data", tmp_path / "none", "--output", tmp_path / "output",
+        "--max-output-tokens", "8",
+    ]  # fmt: skip
+    assert validation.main(map(str, arguments)) == 1
+    assert "To do:" in capsys.readouterr().err
+    assert not (tmp_path / "output").exists()
