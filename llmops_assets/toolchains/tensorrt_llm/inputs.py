@@ -28,14 +28,12 @@ def refuse_code(checkpoint: Path) -> None:
         ToolchainError: it holds a file of code, or a configuration that names some.
     """
     # NumPy comes with it.
-    from llmops_assets.develop.checkpoints import CODE_SUFFIXES, code_keys
+    from llmops_assets.develop.checkpoints import code_keys
 
-    problems: list[str] = []
+    problems = _code_files(checkpoint)
     for path in _files(checkpoint):
-        name = path.relative_to(checkpoint).as_posix()
-        if CODE_SUFFIXES & {suffix.lower() for suffix in path.suffixes}:
-            problems.append(f"{name} is code")
-        elif path.suffix.lower() == ".json":
+        if path.suffix.lower() == ".json":
+            name = path.relative_to(checkpoint).as_posix()
             try:
                 content = json.loads(path.read_bytes())
             except (OSError, ValueError, RecursionError) as error:
@@ -69,7 +67,13 @@ def calibration_data(path: Path) -> Path:
             found=f"{path}, which is no folder",
             cure="put the rows into a folder as Parquet or JSON Lines, and name the folder",
         )
-    refuse_code(folder)
+    if code := _code_files(folder):
+        raise ToolchainError(
+            f"The calibration data at {path} hold code, which would be run",
+            expected="files of " + ", ".join(sorted(CALIBRATION_SUFFIXES)),
+            found="; ".join(code),
+            cure="put nothing but the rows into that folder",
+        )
     data = [file for file in _files(folder) if file.suffix.lower() in CALIBRATION_SUFFIXES]
     if not any(file.stat().st_size for file in data):
         raise ToolchainError(
@@ -79,6 +83,17 @@ def calibration_data(path: Path) -> Path:
             cure="put the rows into that folder as Parquet or JSON Lines",
         )
     return folder.resolve()
+
+
+def _code_files(directory: Path) -> list[str]:
+    # NumPy comes with it.
+    from llmops_assets.develop.checkpoints import CODE_SUFFIXES
+
+    return [
+        f"{path.relative_to(directory).as_posix()} is code"
+        for path in _files(directory)
+        if CODE_SUFFIXES & {suffix.lower() for suffix in path.suffixes}
+    ]
 
 
 def _files(directory: Path) -> Iterator[Path]:

@@ -8,6 +8,7 @@ was verified: a directory without one is no engine, whatever it holds.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -53,7 +54,7 @@ class Target(Part):
 
 
 class Cost(Part):
-    """What conversion and build took."""
+    """What the sidecar's commands took of GPUs."""
 
     gpu_seconds: float = Field(ge=0, description="Seconds of wall clock times GPUs held.")
     gpu_hour: Decimal | None = Field(
@@ -87,7 +88,7 @@ class Sidecar(Part):
     target: Target
     parameters: Mapping[str, object] = Field(description="What the action digest covers.")
     commands: tuple[tuple[str, ...], ...] = Field(
-        description="Command lines that made it, without anything secret."
+        description="Command lines that made it, with folders by their names, see `portable`."
     )
     sources: Mapping[str, Digest] = Field(
         min_length=1, description="Digests of what it was made from, by asset."
@@ -120,6 +121,24 @@ def toolkit_here(image_digest: str) -> Toolkit:
     )
 
 
+def portable(command: Sequence[str], **folders: Path) -> tuple[str, ...]:
+    """A command line with folders as `{name}`, so that it says the same on every machine.
+
+    Args:
+        command: argument list.
+        folders: where things were in this run, by the names that stand for them.
+    """
+    # The longest first, as a folder may lie in another.
+    places = sorted(folders.items(), key=lambda place: len(str(place[1])), reverse=True)
+    arguments = list(command)
+    for name, folder in places:
+        arguments = [
+            re.sub(rf"{re.escape(str(folder))}(?=/|$)", f"{{{name}}}", argument)
+            for argument in arguments
+        ]
+    return tuple(arguments)
+
+
 def write_sidecar(
     directory: Path,
     *,
@@ -137,7 +156,8 @@ def write_sidecar(
         toolkit: the software that built it.
         gpu: the GPU it was built on.
         parameters: JSON values, as `EngineToolchain.build_parameters` gives them.
-        commands: argument lists of the tools that were run.
+        commands: argument lists of the tools that were run, without anything secret, each
+            as `portable` gives it.
         sources: digests of checkpoint, converted weights and the like, by asset.
         cost: of all these commands together.
     """

@@ -11,8 +11,8 @@ from llmops_assets.toolchains.tensorrt_llm.complaints import (
     COMPLAINTS,
     LARGEST_NUMBER_OF_WARNINGS,
     LogScanner,
-    run_listening,
 )
+from llmops_assets.toolchains.tensorrt_llm.running import run_listening
 from llmops_assets.tools import ToolRunner
 
 from .conftest import build_command

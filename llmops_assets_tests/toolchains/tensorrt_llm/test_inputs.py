@@ -74,6 +74,9 @@ def test_calibration_data_without_rows_or_with_a_script_are_refused(tmp_path: Pa
     with pytest.raises(ToolchainError, match=r"hold no rows.*Found: train.parquet"):
         calibration_data(tmp_path)
     (tmp_path / "train.parquet").write_bytes(b"PAR1")
+    # Rows, one a line, are no JSON document.
+    (tmp_path / "more.json").write_text("{}\n{}\n")
+    assert calibration_data(tmp_path) == tmp_path
     (tmp_path / "cnn_dailymail.py").touch()
     with pytest.raises(ToolchainError, match=r"cnn_dailymail\.py is code"):
         calibration_data(tmp_path)

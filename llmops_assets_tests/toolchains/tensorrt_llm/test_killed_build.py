@@ -11,7 +11,10 @@ import psutil
 import pytest
 
 from llmops_assets.errors import ToolchainError, ToolError
-from llmops_assets.toolchains.tensorrt_llm.outputs import check_engine_directory
+from llmops_assets.toolchains.tensorrt_llm.outputs import (
+    check_converted_weights,
+    check_engine_directory,
+)
 from llmops_assets.toolchains.tensorrt_llm.sidecar import SIDECAR, open_engine
 from llmops_assets.tools import ToolRunner
 
@@ -23,7 +26,7 @@ from .sidecars import write
 STEP = """
 import sys
 from pathlib import Path
-from llmops_assets.toolchains.tensorrt_llm.complaints import run_listening
+from llmops_assets.toolchains.tensorrt_llm.running import run_listening
 from llmops_assets.toolchains.tensorrt_llm.outputs import check_engine_directory
 from llmops_assets.tools import ToolRunner
 from llmops_assets_tests.toolchains.tensorrt_llm.sidecars import write
@@ -102,6 +105,25 @@ def test_build_that_ran_out_of_time_leaves_no_engine(
     check_engine_directory(engine, version="1.2.1", converted=converted)
     with pytest.raises(ToolchainError, match="is not an engine"):
         open_engine(engine)
+
+
+@pytest.mark.parametrize("stage", ["hang_after_config", "hang_in_last_rank"])
+def test_killed_conversion_leaves_no_weights(
+    stage: str, installation: Installation, hugging_face: Path, tools: ToolRunner, tmp_path: Path
+) -> None:
+    """Weights say how long they are, so that even a missing byte is seen."""
+    installation.fail("convert_checkpoint.py", stage)
+    output = tmp_path / "converted"
+    command = installation.command(
+        "convert_checkpoint.py",
+        "--model_dir", hugging_face, "--output_dir", output, "--tp_size", 2,
+    )  # fmt: skip
+    short = ToolRunner(tools.work, tools.log, timeout_seconds=1)
+    with pytest.raises(ToolError, match="stopped after 1 s"):
+        short.run("convert_checkpoint.py", command)
+    assert (output / "config.json").is_file()
+    with pytest.raises(ToolchainError, match=r"no weights|cut off"):
+        check_converted_weights(output)
 
 
 def test_sidecar_that_was_half_written_makes_no_engine(engine: Path) -> None:

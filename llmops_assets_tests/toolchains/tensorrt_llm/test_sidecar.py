@@ -16,6 +16,7 @@ from llmops_assets.toolchains.tensorrt_llm.sidecar import (
     Cost,
     Toolkit,
     open_engine,
+    portable,
     read_sidecar,
     toolkit_here,
 )
@@ -83,6 +84,17 @@ def test_engine_without_sidecar_is_none(engine: Path) -> None:
     """Whole as it may look: nobody verified it."""
     with pytest.raises(ToolchainError, match=r"is not an engine.*killed build"):
         open_engine(engine)
+
+
+def test_commands_say_the_same_on_every_machine() -> None:
+    """Folders of work differ with each run, and say where a machine keeps things."""
+    command = [
+        "trtllm-build", "--checkpoint_dir", "/w/1/in", "--output_dir=/w/1", "--other", "/w/12"
+    ]  # fmt: skip
+    assert portable(command, output=Path("/w/1"), converted=Path("/w/1/in")) == (
+        "trtllm-build", "--checkpoint_dir", "{converted}", "--output_dir={output}",
+        "--other", "/w/12",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("key", ["toolkit", "target", "sources", "files", "cost"])

@@ -142,8 +142,11 @@ def write_ranks(behaviour: Behaviour, paths: list[Path], contents: list[bytes]) 
                 # All but the last byte: the size of the file gives nothing away.
                 path.write_bytes(content[:-1])
                 behaviour.hang("hang_in_last_rank")
+        if path.suffix == ".engine":
+            print(f"[TRT-LLM] [I] Serializing engine to {path}...", flush=True)
         path.write_bytes(content)
-        print(f"[{behaviour.tool}] wrote {path.name}", flush=True)
+        if path.suffix == ".engine":
+            print("[TRT-LLM] [I] Engine serialized. Total time: 00:00:00", flush=True)
 
 
 def safetensors(seed: str) -> bytes:
