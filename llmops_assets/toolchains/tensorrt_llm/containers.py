@@ -100,24 +100,6 @@ def container_of(image: str) -> Container:
     )
 
 
-def check_image(image: str, tensorrt_llm: str) -> Container:
-    """Checks that an image holds the version that a spec asks for, and returns what it holds.
-
-    Raises:
-        ToolchainError: it holds another one, or it is not known what it holds.
-    """
-    container = container_of(image)
-    if container.tensorrt_llm != tensorrt_llm:
-        same = containers_with(tensorrt_llm)
-        raise ToolchainError(
-            f"{image} does not hold the TensorRT-LLM that the spec asks for",
-            expected=tensorrt_llm,
-            found=container.tensorrt_llm,
-            cure=f"take {same[-1].image}" if same else f"ask for {container.tensorrt_llm}",
-        )
-    return container
-
-
 def containers_with(tensorrt_llm: str) -> tuple[Container, ...]:
     """The containers that hold exactly this version, oldest first; none if there are none."""
     return tuple(container for container in CONTAINERS if container.tensorrt_llm == tensorrt_llm)

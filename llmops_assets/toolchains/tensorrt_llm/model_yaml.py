@@ -73,12 +73,17 @@ class LlmApiModel(_Frozen):
             ToolchainError: it asks for what `model.yaml` cannot say.
         """
         parallelism = engine.parallelism
-        if parallelism.context > 1 or parallelism.expert > 1 or engine.kv_cache.dtype == "int8":
+        unsaid = {
+            "parallelism.context": parallelism.context > 1,
+            "parallelism.expert": parallelism.expert > 1,
+            "limits.max_beam_width": engine.limits.max_beam_width > 1,
+        }
+        if any(unsaid.values()) or engine.kv_cache.dtype == "int8":
             raise ToolchainError(
-                "The backend llmapi is not asked for this here",
-                expected="tensor and pipeline parallelism, and a KV cache of type auto or fp8",
-                found=f"context {parallelism.context}, expert {parallelism.expert}, "
-                f"KV cache {engine.kv_cache.dtype}",
+                "The engine section asks for what model.yaml does not say",
+                expected="tensor and pipeline parallelism, no beams, a KV cache of auto or fp8",
+                found=", ".join(name for name, wanted in unsaid.items() if wanted)
+                or f"kv_cache.dtype {engine.kv_cache.dtype}",
                 cure="correct the spec's engine section",
             )
         return cls(

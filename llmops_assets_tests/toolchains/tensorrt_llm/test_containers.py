@@ -10,7 +10,6 @@ from llmops_assets.toolchains.tensorrt_llm.containers import (
     PINNED_TENSORRT_LLM,
     Backend,
     check_backend,
-    check_image,
     container_of,
     containers_with,
 )
@@ -78,15 +77,6 @@ def test_unknown_image_is_refused(image: str, problem: str) -> None:
     """A guess would show as an engine that does not load, or loads and is not what was tested."""
     with pytest.raises(ToolchainError, match=problem):
         container_of(image)
-
-
-def test_image_must_hold_the_version_of_the_spec() -> None:
-    """Commands are rendered for the spec's version and run in the image."""
-    assert check_image(IMAGE, "1.2.1").release == "26.07"
-    with pytest.raises(ToolchainError, match=r"take .*:26\.02-trtllm"):
-        check_image(IMAGE, "1.1.0")
-    with pytest.raises(ToolchainError, match=r"ask for 1\.2\.1"):
-        check_image(IMAGE, "1.2.9")
 
 
 @pytest.mark.parametrize(

@@ -535,10 +535,11 @@ def test_serving_follows_the_spec() -> None:
     [
         {"parallelism": {"context": 2}},
         {"parallelism": {"tensor": 2, "expert": 2}},
+        {"limits": {"max_beam_width": 2}},
         {"kv_cache": {"dtype": "int8"}},
     ],
 )
 def test_llmapi_cannot_say_everything(change: dict[str, Any]) -> None:
     """What is dropped silently would be believed to be served."""
-    with pytest.raises(ToolchainError, match="llmapi is not asked for this"):
+    with pytest.raises(ToolchainError, match=r"model\.yaml does not say"):
         LlmApiModel.of(spec_engine(**change))
