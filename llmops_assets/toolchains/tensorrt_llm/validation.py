@@ -216,29 +216,19 @@ class CheckpointModel:
         return Answer(until_end(tokens, self._end, ended=False), logits)
 
 
-class LlmApiModel:
+class ServedModel:
     """An engine, or a checkpoint as the `llmapi` backend serves it, by TensorRT-LLM's LLM API.
 
     Args:
         backend: decides the class, see the module's docstring.
-        model: engine directory, or checkpoint.
-        tokenizer: Hugging Face directory; engines have no tokenizer.
+        arguments: of that class.
         end: the end token's id.
-        tensor_parallel_size: of the engine.
-        pipeline_parallel_size: of the engine.
-        context_logits: whether the engine was built with `--gather_context_logits`.
+        context_logits: whether there are logits of prompts; an engine must have been built
+            with `--gather_context_logits`.
     """
 
     def __init__(
-        self,
-        backend: Backend,
-        model: Path,
-        tokenizer: Path,
-        end: int,
-        *,
-        tensor_parallel_size: int,
-        pipeline_parallel_size: int,
-        context_logits: bool,
+        self, backend: Backend, arguments: Mapping[str, Any], end: int, *, context_logits: bool
     ) -> None:
         # Only the serving image has tensorrt_llm.
         package: Any = importlib.import_module("tensorrt_llm")
@@ -247,13 +237,7 @@ class LlmApiModel:
         self._context_logits = context_logits
         self._sampling: Any = package.SamplingParams
         self.version: str = package.__version__
-        self._llm: Any = llm(
-            model=str(model),
-            tokenizer=str(tokenizer),
-            tensor_parallel_size=tensor_parallel_size,
-            pipeline_parallel_size=pipeline_parallel_size,
-            gather_generation_logits=True,
-        )
+        self._llm: Any = llm(**arguments, gather_generation_logits=True)
 
     def shutdown(self) -> None:
         """Ends the workers, which would keep the GPUs' memory."""
@@ -354,33 +338,47 @@ def validation_json(
 
 
 @contextmanager
-def _served(backend: Backend, engine: Path, checkpoint: Path, end: int) -> Iterator[LlmApiModel]:
-    parallel, context_logits = _parallelism(backend, engine)
-    model = LlmApiModel(
+def served_model(
+    backend: Backend, engine: Path, checkpoint: Path, end: int
+) -> Iterator[ServedModel]:
+    """Loads what serves, as it serves, and ends its workers.
+
+    Args:
+        backend: what `engine` is.
+        engine: engine directory, or checkpoint with its frozen `model.yaml`.
+        checkpoint: Hugging Face directory; its tokenizer is used.
+        end: the end token's id.
+
+    Raises:
+        ToolchainError: there is no frozen `model.yaml`.
+    """
+    if backend == "engine":
+        config = json.loads((engine / "config.json").read_text(encoding="utf-8"))
+        mapping = config["pretrained_config"]["mapping"]
+        arguments = {
+            "tensor_parallel_size": mapping["tp_size"],
+            "pipeline_parallel_size": mapping["pp_size"],
+        }
+        context_logits = bool(config["build_config"]["gather_context_logits"])
+    else:
+        frozen = read_llmapi_model(engine / MODEL_YAML).model_dump(
+            mode="json", exclude={"model", "triton_config"}
+        )
+        # What Triton's llmapi model does with its model.yaml (its 1/model.py).
+        utilities: Any = importlib.import_module("tensorrt_llm.llmapi.llm_utils")
+        arguments = utilities.update_llm_args_with_extra_dict({}, frozen)
+        # The PyTorch backend needs no build that asks for them.
+        context_logits = True
+    model = ServedModel(
         backend,
-        engine,
-        checkpoint,
+        {**arguments, "model": str(engine), "tokenizer": str(checkpoint)},
         end,
-        tensor_parallel_size=parallel[0],
-        pipeline_parallel_size=parallel[1],
         context_logits=context_logits,
     )
     try:
         yield model
     finally:
         model.shutdown()
-
-
-def _parallelism(backend: Backend, engine: Path) -> tuple[tuple[int, int], bool]:
-    """Tensor and pipeline parallelism, and whether there are logits of prompts."""
-    if backend == "engine":
-        config = json.loads((engine / "config.json").read_text(encoding="utf-8"))
-        mapping = config["pretrained_config"]["mapping"]
-        gathered = bool(config["build_config"]["gather_context_logits"])
-        return (mapping["tp_size"], mapping["pp_size"]), gathered
-    frozen = read_llmapi_model(engine / MODEL_YAML)
-    # The PyTorch backend needs no build that asks for them.
-    return (frozen.tensor_parallel_size, frozen.pipeline_parallel_size), True
 
 
 def validate(
@@ -427,7 +425,7 @@ def validate(
     del reference
     gc.collect()
     torch.cuda.empty_cache()
-    with _served(backend, engine, checkpoint, end) as served:
+    with served_model(backend, engine, checkpoint, end) as served:
         found = _answers(served, prompts, chosen, max_output_tokens, "engine")
         agreement = compare(expected, found)
         # The engine is warm now: it has answered.

@@ -23,14 +23,15 @@ from llmops_assets.errors import ToolchainError
 from llmops_assets.evidence.latency import RequestTimes
 from llmops_assets.toolchains.tensorrt_llm import validation
 from llmops_assets.toolchains.tensorrt_llm.containers import Backend
-from llmops_assets.toolchains.tensorrt_llm.model_yaml import LlmApiModel as FrozenModel
+from llmops_assets.toolchains.tensorrt_llm.model_yaml import LlmApiModel
 from llmops_assets.toolchains.tensorrt_llm.validation import (
     Answer,
-    LlmApiModel,
+    ServedModel,
     TimedAnswer,
     chosen_rows,
     compare,
     loss,
+    served_model,
     tokenizer_parity,
     until_end,
     validation_json,
@@ -212,11 +213,12 @@ class LLMDouble:
 
     def __init__(
         self, *, model: str, tokenizer: str, tensor_parallel_size: int,
-        pipeline_parallel_size: int, gather_generation_logits: bool,
+        pipeline_parallel_size: int, gather_generation_logits: bool, **settings: Any,
     ) -> None:  # fmt: skip
         self.model, self.tokenizer = model, tokenizer
         self.parallel = (tensor_parallel_size, pipeline_parallel_size)
         self.gathers = gather_generation_logits
+        self.settings = settings
         self.running = True
         self.made.append(self)
 
@@ -263,16 +265,21 @@ def loaded_by(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[LLMDouble]]:
     package.LLM = type("PyTorchDouble", (LLMDouble,), {"made": made["llmapi"]})
     engines: Any = types.ModuleType("tensorrt_llm._tensorrt_engine")
     engines.LLM = type("EngineDouble", (LLMDouble,), {"made": made["engine"]})
+    utilities: Any = types.ModuleType("tensorrt_llm.llmapi.llm_utils")
+    utilities.update_llm_args_with_extra_dict = lambda arguments, extra: {**arguments, **extra}
+    monkeypatch.setitem(sys.modules, "tensorrt_llm.llmapi.llm_utils", utilities)
+    monkeypatch.setitem(sys.modules, "tensorrt_llm.llmapi", types.ModuleType("llmapi"))
     monkeypatch.setitem(sys.modules, "tensorrt_llm", package)
     monkeypatch.setitem(sys.modules, "tensorrt_llm._tensorrt_engine", engines)
     return made
 
 
-def model(backend: Backend = "engine", context_logits: bool = True) -> LlmApiModel:
-    return LlmApiModel(
-        backend, Path("engine"), Path("hf"), END,
-        tensor_parallel_size=2, pipeline_parallel_size=1, context_logits=context_logits,
-    )  # fmt: skip
+def model(backend: Backend = "engine", context_logits: bool = True) -> ServedModel:
+    arguments = {
+        "model": "engine", "tokenizer": "hf", "tensor_parallel_size": 2,
+        "pipeline_parallel_size": 1,
+    }  # fmt: skip
+    return ServedModel(backend, arguments, END, context_logits=context_logits)
 
 
 @pytest.mark.parametrize(("backend", "other"), [("engine", "llmapi"), ("llmapi", "engine")])
@@ -297,7 +304,7 @@ def test_answer_has_tokens_and_logits(loaded_by: dict[str, list[LLMDouble]]) -> 
         model_of(loaded_by).answer([1, 5], 16)
 
 
-def model_of(loaded_by: dict[str, list[LLMDouble]]) -> LlmApiModel:
+def model_of(loaded_by: dict[str, list[LLMDouble]]) -> ServedModel:
     """A model whose LLM gives no logits."""
     found = model()
     loaded_by["engine"][-1].gathers = False
@@ -332,28 +339,34 @@ def test_engine_is_loaded_as_it_was_built_and_ended(
     engine = write_engine(tmp_path / "engine", tensor_parallel=4, gather_context_logits=gathers)
     with (
         pytest.raises(ToolchainError, match="on the way"),
-        validation._served("engine", engine, tmp_path, END) as served,
+        served_model("engine", engine, tmp_path, END) as served,
     ):
         assert (served.prompt_logits([1]) is None) == (not gathers)
         raise ToolchainError("on the way", cure="none")
     (llm,) = loaded_by["engine"]
     assert llm.parallel == (4, 1)
+    assert not llm.settings, "an engine has its own limits"
     assert not llm.running
 
 
 def test_llmapi_is_loaded_as_it_was_frozen(
     tmp_path: Path, loaded_by: dict[str, list[LLMDouble]]
 ) -> None:
-    """What is validated must be spread as what serves."""
-    frozen = FrozenModel(
-        tensor_parallel_size=2, pipeline_parallel_size=2, max_batch_size=1, max_num_tokens=1,
-        max_seq_len=1,
+    """What is validated must be spread and limited as what serves; only the path differs."""
+    frozen = LlmApiModel(
+        tensor_parallel_size=2, pipeline_parallel_size=2, max_batch_size=3, max_num_tokens=4,
+        max_seq_len=5,
     )  # fmt: skip
     (tmp_path / "model.yaml").write_text(frozen.as_yaml())
-    with validation._served("llmapi", tmp_path, tmp_path, END):
-        pass
+    with served_model("llmapi", tmp_path, tmp_path / "hf", END) as served:
+        assert served.prompt_logits([1, 2]) is not None
     (llm,) = loaded_by["llmapi"]
     assert llm.parallel == (2, 2)
+    assert (llm.model, llm.tokenizer) == (str(tmp_path), str(tmp_path / "hf"))
+    assert (llm.settings["max_batch_size"], llm.settings["max_seq_len"]) == (3, 5)
+    assert llm.settings["kv_cache_config"]["free_gpu_memory_fraction"] == 0.9
+    assert "triton_config" not in llm.settings
+    assert not llm.running
 
 
 class FaithfulLLMDouble(LLMDouble):
