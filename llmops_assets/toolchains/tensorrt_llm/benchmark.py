@@ -51,9 +51,8 @@ class Benchmark:
         output: folder for the reports.
         requests: how many to measure.
         concurrency: requests under way at once.
+        world_size: GPUs that serve; the report must be of as many.
         warm_up: how many go first.
-        tensor_parallel_size: for `llmapi`; an engine has its own.
-        pipeline_parallel_size: likewise.
         kv_cache_free_gpu_mem_fraction: as in serving.
     """
 
@@ -65,6 +64,7 @@ class Benchmark:
     output: Path
     requests: int
     concurrency: int
+    world_size: int = 1
     warm_up: int = 2
     kv_cache_free_gpu_mem_fraction: float = 0.9
 
@@ -148,8 +148,8 @@ def read_level(
     """What one finished benchmark measured.
 
     Raises:
-        ToolchainError: a report is missing or malformed, is of another backend or engine, was
-            made without streaming, or does not agree with its own requests.
+        ToolchainError: a report is missing or malformed, is of another backend, engine or
+            number of GPUs, was made without streaming, or does not agree with its requests.
     """
     report = _read(benchmark.report)
     records = _read(benchmark.request_records)
@@ -173,6 +173,13 @@ def _level(
     confidence: float,
 ) -> ConcurrencyLevel:
     _check_subject(benchmark, report["engine"])
+    if report["world_info"]["world_size"] != benchmark.world_size:
+        raise ToolchainError(
+            f"{benchmark.report} was measured on another number of GPUs than serve",
+            expected=benchmark.world_size,
+            found=report["world_info"]["world_size"],
+            cure="measure with the parallelism that serves",
+        )
     if "streaming_metrics" not in report:
         raise ToolchainError(
             f"{benchmark.report} has no time to first token",

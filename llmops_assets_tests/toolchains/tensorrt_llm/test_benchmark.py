@@ -145,6 +145,8 @@ def set_backend(name: str) -> Callable[[dict[str, Any], Any], object]:
         # TensorRT-LLM#8223: the default is PyTorch, which measures the checkpoint.
         (set_backend("Pytorch"), "not about what serves.*--backend tensorrt"),
         (lambda summary, _: summary["engine"].update(engine_dir="/other"), "another engine"),
+        # A checkpoint that serves on several GPUs, measured on one.
+        (lambda summary, _: summary["world_info"].update(world_size=2), "number of GPUs"),
         (lambda summary, _: summary.pop("streaming_metrics"), "no time to first token"),
         (lambda summary, _: summary["request_info"].update(num_requests=19), "not about the req"),
         (lambda _, requests: requests.pop(), "not about the requests"),

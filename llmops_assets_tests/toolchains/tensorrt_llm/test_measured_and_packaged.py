@@ -34,6 +34,7 @@ def measured(
     benchmark = Benchmark(
         backend="engine", model_name="chat", checkpoint=folder / "model", engine=engine,
         dataset=dataset, output=folder, requests=REQUESTS, concurrency=4,
+        world_size=2,
     )  # fmt: skip
     name, *arguments = benchmark.command()
     tools.run("the benchmark", installation.command(name, *arguments))
