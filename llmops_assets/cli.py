@@ -146,7 +146,9 @@ def validate(files: tuple[Path, ...]) -> None:
     for file in (found for given in files for found in _spec_files(given)):
         try:
             if file.parent.name == waivers.FOLDER:
-                waivers.read_waiver(file, policy.longest_waiver_days)
+                waiver = waivers.read_waiver(file, policy.longest_waiver_days)
+                if waiver.expired:
+                    click.echo(f"{file} expired at {waiver.expires:%F %R %Z}; delete it")
             else:
                 check_floors(read_spec(file), policy.floors)
         except LLMOpsError as error:
@@ -162,6 +164,8 @@ def _spec_files(given: Path) -> list[Path]:
     """A file itself, with the waivers beside a spec; all of a folder of specs."""
     folder = given if given.is_dir() else given.parent
     specs = sorted(given.glob("*.yaml")) if given.is_dir() else [given]
+    if not specs:
+        raise click.UsageError(f"{given} holds no spec: there is no *.yaml in it")
     beside = sorted((folder / waivers.FOLDER).glob("*.yaml"))
     return list(dict.fromkeys([*specs, *beside]))
 
@@ -224,10 +228,12 @@ def release(
 
 
 @main.command()
-@click.argument("release_key", metavar="RELEASE")
+@click.argument("release_key", metavar="RELEASE|MODEL")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, for scripts.")
 def gates(release_key: str, as_json: bool) -> None:
     """How RELEASE stands with each decision gate, and what to do next.
+
+    Of a MODEL it lists the releases, oldest first.
 
     Passed, failed, undecided (not enough data to say), waived, missing (not judged yet) or
     stale (judged about other bytes, under another policy, or beside another serving
@@ -236,7 +242,12 @@ def gates(release_key: str, as_json: bool) -> None:
     from llmops_assets.evidence.board import board_of
     from llmops_assets.platform import Platform
 
-    board = board_of(Platform(get_settings()), Release.parse(release_key).key)
+    platform = Platform(get_settings())
+    if "." not in release_key:
+        for release in platform.columns.releases(release_key):
+            click.echo(release)
+        return
+    board = board_of(platform, Release.parse(release_key).key)
     if as_json:
         click.echo(board.model_dump_json(indent=2))
     else:

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from llmops_assets.evidence.gates import REGRESSION
 from llmops_assets.explained import explained
 from llmops_assets.operate.rollback import roll_back
 from llmops_assets.partitions import MODELS
@@ -23,13 +24,7 @@ RELEASE_ASSETS = (
     "compliance_report",
     "staging_deployment",
 )
-# The evaluation is there already; its gates judge again, as another release may serve by now.
-PROMOTE_ASSETS = (
-    "evaluation",
-    "production_approval",
-    "production_candidate",
-    "production_deployment",
-)
+PROMOTE_ASSETS = ("production_approval", "production_candidate", "production_deployment")
 
 
 # Name, what somebody does with it, the assets (their checks come along).
@@ -50,8 +45,19 @@ JOBS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("audit", "Everything on record of the release.", ("audit_record",)),
 )
 
+REGRESSION_CHECK = dg.AssetCheckKey(dg.AssetKey(REGRESSION.asset), REGRESSION.name)
+
+
+def _selection(name: str, assets: tuple[str, ...]) -> dg.AssetSelection:
+    selection = dg.AssetSelection.assets(*assets)
+    if name == "promote":
+        # Another release may serve since it was judged. The approval waits for the check.
+        return selection | dg.AssetSelection.checks(REGRESSION_CHECK)
+    return selection
+
+
 asset_jobs = [
-    dg.define_asset_job(name, selection=dg.AssetSelection.assets(*assets), description=description)
+    dg.define_asset_job(name, selection=_selection(name, assets), description=description)
     for name, description, assets in JOBS
 ]
 

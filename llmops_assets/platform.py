@@ -13,7 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmops_assets.evidence.gates import Gate
+from pydantic import ValidationError
+
+from llmops_assets.errors import SpecError
+from llmops_assets.evidence.gates import PROVEN, Gate
 from llmops_assets.evidence.verdicts import (
     NOTHING_SERVES,
     Circumstances,
@@ -131,7 +134,10 @@ class Platform:
             SpecError: its spec is below the policy as it is now.
         """
         facts = self.circumstances(release, column)
-        check_floors(facts.spec, self.policy.floors)
+        gates = tuple(gates)
+        if set(gates) & set(PROVEN):
+            # What is below a floor goes nowhere, but into the archive.
+            check_floors(facts.spec, facts.policy.floors)
         return require(self.store, gates, facts)
 
     def standings(
@@ -161,7 +167,9 @@ class Platform:
 
     def waiver(self, gate: Gate, verdict: Verdict) -> Waiver | None:
         """The waiver that covers a verdict that did not pass, if there is one."""
-        return waiver_for(self.waivers(), gate, verdict.release, judged_bytes(verdict))
+        return waiver_for(
+            self.waivers(), gate, verdict.release, judged_bytes(verdict), verdict.baseline
+        )
 
     @property
     def policy(self) -> Policy:
@@ -198,8 +206,20 @@ class Platform:
 
 
 def frozen_spec(model_spec: ArtifactHandle) -> ModelSpec:
-    """The spec in a `model_spec` artifact."""
-    return ModelSpec.model_validate_json((model_spec.path / SPEC_FILE).read_text(encoding="utf-8"))
+    """The spec in a `model_spec` artifact.
+
+    Raises:
+        SpecError: another version of the platform froze it.
+    """
+    try:
+        return ModelSpec.model_validate_json((model_spec.path / SPEC_FILE).read_bytes())
+    except ValidationError as error:
+        raise SpecError(
+            f"The spec that {model_spec.result.release} froze has a form that this platform "
+            "does not read",
+            found=error,
+            cure="make a new release, or handle this one with the version that made it",
+        ) from error
 
 
 def local_platform() -> Platform:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -29,6 +29,7 @@ from llmops_assets.spec import (
 class FairnessFloor(Section):
     """What every fairness gate must demand."""
 
+    metric: Literal["exact_match", "accuracy"] = "exact_match"
     largest_gap: Ratio = Field(description="A spec's may be at most this.")
     minimum_slice: int = Field(default=1, ge=1, description="A spec's may be at least this.")
 
@@ -77,7 +78,7 @@ def read_policy(file: Path | None) -> Policy:
         return Policy()
     try:
         return Policy.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise SettingsError(
             f"The policy {file} cannot be used",
             expected="YAML with licenses, longest_waiver_days and floors",
@@ -111,6 +112,13 @@ def _below(spec: ModelSpec, floors: Floors) -> Iterator[str]:
         if gates.fairness is None:
             yield f"gates.fairness is null, the floor is {floors.fairness.largest_gap:g}"
         else:
+            if gates.fairness.slices:
+                yield "gates.fairness.slices leaves slices out, the floor compares all"
+            if gates.fairness.metric != floors.fairness.metric:
+                yield (
+                    f"gates.fairness.metric is {gates.fairness.metric}, the floor is of "
+                    f"{floors.fairness.metric}"
+                )
             yield from _laxer(
                 "gates.fairness.largest_gap",
                 gates.fairness.largest_gap,

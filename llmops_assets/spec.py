@@ -7,6 +7,7 @@ depends on it. `llmops spec schema` prints the JSON Schema for editors.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -129,6 +130,11 @@ class OnnxRuntimeGenAIEngine(Section):
         default=32, description="Weights that share one scale; not for fp32."
     )
 
+    @property
+    def quantised(self) -> bool:
+        """Whether its weights are not those of the checkpoint."""
+        return self.precision != "fp32"
+
 
 class Parallelism(Section):
     """Over how many GPUs a model is spread, and how."""
@@ -242,6 +248,11 @@ class TensorRTLLMEngine(Section):
     )
 
     @property
+    def quantised(self) -> bool:
+        """Whether its weights or its KV cache are not those of the checkpoint."""
+        return self.quantization != "none" or self.kv_cache.dtype != "auto"
+
+    @property
     def built_with(self) -> EnginePlugins:
         """The plugins, or their defaults."""
         return self.plugins or EnginePlugins()
@@ -297,13 +308,16 @@ BUILT_IN_METRICS: Mapping[str, bool] = {
     "exact_match": True, "accuracy": True, "macro_f1": True, "loss": False, "perplexity": False,
 }  # fmt: skip
 """Metrics of the table of predictions, and whether higher is better."""
+LIKELIHOODS = {"loss", "perplexity"}
+"""Metrics that a quantised engine can keep while it answers otherwise."""
 
 
 def _kind_of_metric(value: object) -> str:
-    if isinstance(value, str):
-        return "built-in"
-    keys = value if isinstance(value, Mapping) else vars(value)
-    return "harness" if "task" in keys else "custom"
+    if isinstance(value, Mapping):
+        return "harness" if "task" in value else "custom"
+    if isinstance(value, CustomMetric | HarnessMetric):
+        return "harness" if isinstance(value, HarnessMetric) else "custom"
+    return "built-in"  # which refuses everything that is no name
 
 
 MetricChoice = Annotated[
@@ -361,6 +375,18 @@ class FairnessGate(Section):
 Measure = Literal["time_to_first_token", "inter_token_latency", "end_to_end"]
 Percentile = Literal["p50", "p95", "p99"]
 Seconds = Annotated[float, Field(gt=0)]
+Concurrency = Annotated[int, Field(ge=1, le=1024)]
+SHARES: Mapping[Percentile, float] = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
+
+
+def requests_needed(percentile: Percentile, confidence: float) -> int:
+    """The fewest requests whose slowest one bounds a percentile from above.
+
+    With fewer no bound can be passed; at a confidence of 0.95 they are 6 for the median,
+    72 for the 95th and 368 for the 99th percentile.
+    """
+    # All n requests are below the percentile with probability share ** n.
+    return math.ceil(math.log((1 - confidence) / 2) / math.log(SHARES[percentile]))
 
 
 class LatencyBound(Section):
@@ -369,7 +395,7 @@ class LatencyBound(Section):
     measure: Measure
     percentile: Percentile = "p95"
     at_most: Seconds = Field(description="Seconds.")
-    concurrency: int = Field(default=1, ge=1, description="Requests under way at once.")
+    concurrency: Concurrency = Field(default=1, description="Requests under way at once.")
 
 
 class LatencyObjective(Section):
@@ -378,6 +404,12 @@ class LatencyObjective(Section):
     time_to_first_token: Seconds | None = None
     inter_token_latency: Seconds | None = None
     end_to_end: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> LatencyObjective:
+        if not self.model_fields_set:
+            raise ValueError("asks for nothing; give one of its times")
+        return self
 
 
 class LatencyGate(Section):
@@ -391,7 +423,7 @@ class LatencyGate(Section):
         min_length=1, description="Of the engine, one request after the other."
     )
     staging: tuple[LatencyBound, ...] = Field(min_length=1, description="Of the server, loaded.")
-    concurrencies: tuple[int, ...] = Field(
+    concurrencies: tuple[Concurrency, ...] = Field(
         default=(1,), min_length=1, description="Measured in staging, beside those of its bounds."
     )
     requests: int = Field(
@@ -441,7 +473,9 @@ class LatencyGate(Section):
 class ParityGate(Section):
     """How close the engine stays to its checkpoint on the same prompts."""
 
-    token_agreement: Ratio = Field(default=0.98, description="At least; greedy tokens that agree.")
+    token_agreement: float = Field(
+        default=0.98, ge=0.5, description="At least; greedy tokens that agree."
+    )
     logit_distance: float = Field(default=1.0, gt=0, description="At most; largest difference.")
 
 
@@ -528,13 +562,14 @@ class ModelSpec(Section):
             raise ValueError("must be a DNS label of at most 40 characters, as date-normalizer")
         return name
 
-    def inconsistencies(self) -> Iterator[tuple[tuple[str, ...], str]]:
+    def inconsistencies(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Where sections do not fit each other: the place in the spec, and what is wrong."""
         yield from self._metric_inconsistencies()
         if isinstance(self.engine, TensorRTLLMEngine):
             for place, message in refusals(self.engine):
                 yield ("engine", *place), message
             yield from self._beyond(self.engine.limits)
+            yield from self._not_measured(self.engine)
 
     def _beyond(self, limits: EngineLimits) -> Iterator[tuple[tuple[str, ...], str]]:
         """Requests that the constraints allow and an engine cannot hold."""
@@ -552,10 +587,41 @@ class ModelSpec(Section):
                 f"{limits.max_seq_len}",
             )
 
-    def _metric_inconsistencies(self) -> Iterator[tuple[tuple[str, ...], str]]:
+    def _not_measured(
+        self, engine: TensorRTLLMEngine
+    ) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Metrics that the validation of this toolchain has no figures for."""
+        named = [metric if isinstance(metric, str) else metric.name for metric in self.metrics]
+        for name in self.gates.engine_accuracy.keys() & set(named):
+            place = ("gates", "engine_accuracy", name)
+            if isinstance(self.metric(name), HarnessMetric):
+                yield place, "is a task of the harness, which TensorRT-LLM's engines do not run"
+            elif name in LIKELIHOODS and engine.backend == "engine":
+                yield place, "needs logits of prompts, which engines are built without"
+
+    def _metric_inconsistencies(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Where gates do not fit the metrics."""
         names = [metric if isinstance(metric, str) else metric.name for metric in self.metrics]
         if len(set(names)) < len(names):
             yield ("metrics",), "a name is given twice"
+        for position, metric in enumerate(self.metrics):
+            if not isinstance(metric, str) and metric.name in (*BUILT_IN_METRICS, "latency"):
+                place = ("metrics", position, "name")
+                yield place, f"{metric.name} is the name of a built-in metric; choose another"
+        if self.engine.quantised and self.gates.engine_accuracy.keys() <= LIKELIHOODS:
+            yield (
+                ("gates", "engine_accuracy"),
+                "needs a metric of answers beside likelihoods, as the engine is quantised",
+            )
+        latency = self.gates.latency
+        for position, bound in enumerate(latency.staging):
+            needed = requests_needed(bound.percentile, self.gates.confidence)
+            if latency.requests < needed:
+                yield (
+                    ("gates", "latency", "staging", position),
+                    f"{latency.requests} requests cannot decide a {bound.percentile}; "
+                    f"set requests to {needed} or more",
+                )
         for gate, rules in {
             "accuracy": self.gates.accuracy,
             "engine_accuracy": self.gates.engine_accuracy,
@@ -635,7 +701,7 @@ def parse_spec(text: str, source: str, expected_name: str | None = None) -> Mode
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
         raise SpecError(
             f"{source} is not valid YAML", found=error, cure="mend the line it names"
         ) from error

@@ -109,6 +109,18 @@ def test_validate_reads_waivers_beside_the_specs(tmp_path: Path) -> None:
         assert "bad.yaml is not a valid waiver" in result.stderr
         assert "package_integrity guards integrity, safety or approval" in result.stderr
     assert f"ok: {waivers / 'good.yaml'}" in llmops("spec", "validate", spec).stdout
+    (waivers / "bad.yaml").write_text(
+        waiver.format(gate="accuracy").replace(str(datetime.now(UTC).year), "2020")
+    )
+    result = llmops("spec", "validate", spec)
+    assert result.exit_code == 0
+    assert "bad.yaml expired at 2020" in result.stdout
+
+
+def test_validate_of_a_folder_without_specs_is_a_usage_error(tmp_path: Path) -> None:
+    """A wrong path in CI must not be green."""
+    (tmp_path / "empty").mkdir()
+    assert llmops("spec", "validate", str(tmp_path / "empty")).exit_code == 2
 
 
 def test_spec_below_a_floor_is_rejected_with_the_floor_named(
@@ -157,6 +169,15 @@ def test_gates_prints_the_board(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> No
     assert rows["parity"]["verdict"]["subjects"].keys() == set(PARITY.subjects)
     assert rows["accuracy"]["state"] == "passed"
     assert rows["accuracy"]["action"] is None
+
+
+def test_gates_of_a_model_lists_its_releases(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are long, and this is the first command that asks for one."""
+    monkeypatch.setenv("LLMOPS_STATE", str(rig.platform.settings.state))
+    get_settings.cache_clear()
+    for version in (1, 2):
+        rig.freeze(f"parrot.v{version}")
+    assert llmops("gates", "parrot").stdout.split() == ["parrot.v1", "parrot.v2"]
 
 
 def test_gates_of_no_release_is_an_error() -> None:

@@ -15,7 +15,7 @@ from .release_rig import SPEC
 PARROT = parse_spec(
     SPEC.replace("{largest_gap: 0.1}", "{largest_gap: 0.1, minimum_slice: 20}")
     .replace("metrics: [exact_match]", "metrics: [exact_match, perplexity]")
-    .replace("{exact_match: {at_least: 0.9, every_slice: 0.8}}",
+    .replace("{exact_match: {at_least: 0.9, every_slice: 0.8, regression: 0.05}}",
              "{exact_match: {at_least: 0.9, every_slice: 0.8, regression: 0.02},"
              " perplexity: {at_most: 3, every_slice: 4}}"),
     "test",
@@ -90,6 +90,17 @@ def test_all_floors_are_named_at_once() -> None:
         check_floors(PARROT, floors("{confidence: 0.99, token_agreement: 1}").floors)
     assert "confidence" in str(caught.value)
     assert "token_agreement" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [("slices: [de]", "leaves slices out"), ("metric: accuracy", "the floor is of exact_match")],
+)
+def test_fairness_floor_is_about_all_slices_by_its_metric(changed: str, told: str) -> None:
+    """Leaving out the slice that fares badly is not fairness."""
+    spec = parse_spec(SPEC.replace("{largest_gap: 0.1}", f"{{largest_gap: 0.1, {changed}}}"), "t")
+    with pytest.raises(SpecError, match=told):
+        check_floors(spec, floors("fairness: {largest_gap: 0.5}").floors)
 
 
 def test_missing_fairness_gate_is_below_its_floor() -> None:

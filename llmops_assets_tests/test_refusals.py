@@ -21,10 +21,13 @@ from llmops_assets.evidence.gates import (
     APPROVED,
     BUILT,
     GATES,
+    NOTHING_ROUTES,
     PARITY,
     PROVEN,
     REGRESSION,
     STAGED,
+    STAGING_LATENCY,
+    STAGING_SMOKE,
     Gate,
 )
 from llmops_assets.evidence.statistics import Decision
@@ -34,7 +37,7 @@ from llmops_assets.storage.artifacts import digests
 from llmops_assets.storage.store import digest_of
 
 from .release_rig import FAILED, PASSED, SPEC, Rig, deploy
-from .test_reporting import Runs, description, materialized
+from .test_reporting import APPROVE, Runs, description, materialized
 
 pytestmark = pytest.mark.timeout(120)
 RELEASE = "parrot.v1"
@@ -202,6 +205,77 @@ def test_expired_waiver_blocks(runs: Runs, rig: Rig) -> None:
     assert rig.platform.require(RELEASE, BUILT, column)
     waive(rig, "parity", days=-0.001)
     assert "parity: failed" in refused(runs, "staging_deployment")
+
+
+def test_regression_against_what_serves_by_now_stops_the_promotion(tmp_path: Path) -> None:
+    """Staged beside nothing, then a far better release went into production."""
+    rig = Rig(tmp_path / "rig")
+    rig.build(RELEASE, 1, wrong={"fr": 30})
+    rig.build("parrot.v2", 2)
+    rig.publish(RELEASE, "staging_deployment", {"document.json": "{}"})
+    rig.judge(RELEASE, [STAGING_SMOKE, STAGING_LATENCY], PASSED)
+    deploy(rig, 2)
+    with DagsterInstance.ephemeral() as instance:
+        runs = Runs(rig, instance)
+        result = runs.job("promote", RELEASE, APPROVE)
+        text = description(result, "evaluation_gates")
+        assert "Gate no_regression failed for parrot.v1" in text
+        assert "Compared with parrot.v2: regression of exact_match is 0.075" in text
+        assert not materialized(result)
+        assert rig.platform.columns.find(RELEASE, "production_approval") is None
+        alone = runs.assets(RELEASE, "production_candidate")
+        assert "no_regression: failed" in description(alone, "production_candidate")
+    rig.close()
+
+
+@pytest.mark.parametrize(
+    ("asset", "gate", "bound"),
+    [("evaluation", "latency", "evaluation"), ("engine_validation", "engine_latency", "build")],
+)
+def test_slow_model_fails_where_it_is_measured(
+    tmp_path: Path, asset: str, gate: str, bound: str
+) -> None:
+    """Each gate judges its own asset by its own bounds, and what failed goes nowhere."""
+    tight = SPEC.replace(f"{bound}: [{{measure: end_to_end, at_most: 5}}]",
+                         f"{bound}: [{{measure: end_to_end, at_most: 0.001}}]")  # fmt: skip
+    rig = Rig(tmp_path / "rig")
+    rig.build(RELEASE, 1, tight)
+    with DagsterInstance.ephemeral() as instance:
+        runs = Runs(rig, instance)
+        result = runs.check(RELEASE, asset, gate)
+        text = description(result, f"{asset}_gates")
+        assert f"Gate {gate} failed for {RELEASE}: p95 of end_to_end at concurrency 1" in text
+        alone = runs.assets(RELEASE, "staging_deployment")
+        assert f"{gate}: failed" in description(alone, "staging_deployment")
+    rig.close()
+
+
+def test_biased_slice_is_refused_alone(tmp_path: Path) -> None:
+    """Good enough on average and in each slice, and still much worse for one of them."""
+    rig = Rig(tmp_path / "rig")
+    lenient = SPEC.replace("at_least: 0.9, every_slice: 0.8", "at_least: 0.5")
+    rig.build(RELEASE, 1, lenient, wrong={"fr": 60})
+    with DagsterInstance.ephemeral() as instance:
+        runs = Runs(rig, instance)
+        result = runs.assets(RELEASE, "evaluation")
+        assert "Gate fairness failed" in description(result, "evaluation_gates")
+        alone = runs.assets(RELEASE, "staging_deployment")
+        assert "fairness: failed: largest gap of exact_match is 0.3" in description(
+            alone, "staging_deployment"
+        )
+    rig.close()
+
+
+def test_below_a_floor_one_may_still_retire(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The very releases that policy wants gone must not be the ones that cannot go."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("floors: {token_agreement: 0.999}\n")
+    monkeypatch.setattr(type(rig.platform), "policy", read_policy(policy))
+    rig.publish(RELEASE, "deprecated_version", {"document.json": "{}"})
+    rig.judge(RELEASE, [NOTHING_ROUTES], PASSED)
+    assert rig.platform.require(RELEASE, [NOTHING_ROUTES], rig.platform.column(RELEASE))
 
 
 def test_another_serving_release_is_compared_with_before_the_route_moves(tmp_path: Path) -> None:

@@ -91,6 +91,17 @@ def test_the_example_is_valid() -> None:
         ("  latency:\n    e", "  latency:\n    goodput: 1\n    e", "goodput", "less than 1"),
         ("evaluation: [{", "evaluation: [{concurrency: 4, ", "concurrency", "concurrency 1 only"),
         ("evaluation: [{", "evaluation: [{percentile: p99, ", "p99", "a p99 needs 368"),
+        ("staging: [{", "staging: [{percentile: p99, ", "p99", "set requests to 368 or more"),
+        ("  latency:\n    e", "  latency:\n    objective: {}\n    e", "objective", "for nothing"),
+        ("  latency:\n    e", "  latency:\n    concurrencies: [0]\n    e", "concurrencies", "than"),
+        (
+            "metrics: [exact_match]",
+            "metrics: [exact_match, {name: macro_f1, function: 'a:b'}]",
+            "metrics",
+            "macro_f1 is the name of a built-in metric",
+        ),
+        ("metrics: [exact_match]", "metrics: [exact_match, null]", "metrics", "'exact_match'"),
+        ("metrics: [exact_match]", "metrics: [exact_match, [5]]", "metrics", "'exact_match'"),
         ("{prompt: a, answer: b}", "{prompt: a, answer: 2024-03-03}", "prompt", "valid string"),
         ("{prompt: a, answer: b}", "{prompt: a}", "prompt", "answer: Field required"),
         ("metrics: [exact_match]", "metrics: []", "metrics", "at least 1"),
@@ -108,6 +119,21 @@ def test_mistakes_name_their_line(right: str, wrong: str, line_with: str, messag
     found = mistakes(text)
     assert found.startswith(f"line {line_of(text, line_with)}: ")
     assert message in found
+
+
+def test_perplexity_alone_passes_no_quantised_engine() -> None:
+    """An engine can keep its perplexity and answer differently; full precision cannot."""
+    text = VALID.replace("metrics: [exact_match]", "metrics: [exact_match, perplexity]")
+    text = text.replace("engine_accuracy: {exact_match: {at_least: 0.9}}",
+                        "engine_accuracy: {perplexity: {at_most: 2}}")  # fmt: skip
+    assert "needs a metric of answers" in mistakes(text)
+    parse_spec(text.replace("onnxruntime_genai", "onnxruntime_genai\n  precision: fp32"), "t")
+
+
+def test_date_that_does_not_exist_is_a_mistake() -> None:
+    """YAML turns it into a Python error of another kind than its own."""
+    with pytest.raises(SpecError, match="not valid YAML"):
+        parse_spec(VALID + "use_case: 2024-13-45\n", "models/tiny.yaml")
 
 
 def test_all_mistakes_are_named_at_once() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,20 +59,23 @@ def judge_parity(validation: Path, gate: ParityGate) -> Judgement:
     agreement = found["token_agreement"]
     distance = found["logit_distance"]["largest"]
     tokenizer = found["tokenizer_parity"]
+    # A diverged engine's logits are null: JSON has no number for them.
+    told = "no number" if distance is None else f"{distance:.4g}"
     findings = (
         Finding(
             metric="token_agreement",
-            value=agreement if math.isfinite(agreement) else None,
+            value=agreement,
             n=found["prompts"],
             threshold=f"at least {gate.token_agreement:g}",
             decision=Decision.of(agreement >= gate.token_agreement),
         ),
         Finding(
             metric="logit_distance",
-            value=distance if math.isfinite(distance) else None,
+            value=distance,
+            note="" if distance is not None else "logits that are no numbers",
             n=found["prompts"],
             threshold=f"at most {gate.logit_distance:g}",
-            decision=Decision.of(distance <= gate.logit_distance),
+            decision=Decision.of(distance is not None and distance <= gate.logit_distance),
         ),
         Finding(
             metric="tokenizer_parity",
@@ -97,6 +99,6 @@ def judge_parity(validation: Path, gate: ParityGate) -> Judgement:
             "logit_distance": gate.logit_distance,
             "tokenizer_parity": "all equal",
         },
-        reason=f"{agreement:.4f} of greedy tokens agree, logits differ by at most {distance:.4g}, "
+        reason=f"{agreement:.4f} of greedy tokens agree, logits differ by at most {told}, "
         f"token ids are equal for {tokenizer['equal']} of {tokenizer['prompts']} prompts.",
     )

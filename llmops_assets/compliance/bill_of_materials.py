@@ -21,7 +21,6 @@ from llmops_assets.errors import DataError
 from llmops_assets.storage.store import Artifact, FileEntry, check_digest
 from llmops_assets.versions import versions_of
 
-BILL_MEDIA_TYPE = "application/vnd.cyclonedx+json"
 MODEL_REF = "model"
 TOOLS = ("cyclonedx-python-lib", "llmops-assets")
 ERRORS_SHOWN = 5

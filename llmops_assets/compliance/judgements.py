@@ -12,8 +12,10 @@ from llmops_assets.storage.artifacts import ArtifactHandle, digests
 
 if TYPE_CHECKING:
     from llmops_assets.compliance.package_report import PackageReport
+    from llmops_assets.compliance.report import Report
 
 PROBLEMS_SHOWN = 10
+SCANNED = ("packaged_model", "checkpoint")
 
 
 def judge_data(column: Mapping[str, ArtifactHandle], licenses: Collection[str]) -> Judgement:
@@ -32,7 +34,7 @@ def judge_data(column: Mapping[str, ArtifactHandle], licenses: Collection[str]) 
     personal_data = report.personal_data
     return _judgement(
         (
-            _subjects(column, {"training_data": report.data}),
+            _subjects(column, ["training_data"], {"training_data": report.data}),
             _licence("training data", report.license, licenses),
             _provenance("training data", report.provenance),
             _Examined(
@@ -55,30 +57,15 @@ def judge_package_safety(column: Mapping[str, ArtifactHandle]) -> Judgement:
         column: packaged_model, checkpoint and compliance_report.
     """
     report = _package_report(column)
+    examined = [_subjects(column, SCANNED, report.digests)]
+    for asset in SCANNED:
+        formats = report.formats.get(asset)
+        examined.append(_scanned(f"unsafe formats in {asset}", formats, formats and formats.files))
+    for asset in SCANNED:
+        secrets = report.secrets.get(asset)
+        examined.append(_scanned(f"secrets in {asset}", secrets, secrets and secrets.scanned))
     return _judgement(
-        (
-            _subjects(column, report.digests),
-            *(
-                _Examined(
-                    metric=f"unsafe formats in {asset}",
-                    found=len(scan.problems),
-                    wanted="none",
-                    problems=scan.problems,
-                    n=scan.files,
-                )
-                for asset, scan in report.formats.items()
-            ),
-            *(
-                _Examined(
-                    metric=f"secrets in {asset}",
-                    found=len(scan.problems),
-                    wanted="none",
-                    problems=scan.problems,
-                    n=scan.scanned,
-                )
-                for asset, scan in report.secrets.items()
-            ),
-        ),
+        examined,
         passed="No file of checkpoint and package is a pickle, and none holds a secret.",
     )
 
@@ -102,7 +89,7 @@ def judge_compliance(column: Mapping[str, ArtifactHandle], licenses: Collection[
     bill = (column["compliance_report"].path / BILL_FILE).read_bytes()
     invalid = validation_errors(bill) or mismatches(bill, column["packaged_model"].artifact)
     examined = [
-        _subjects(column, report.digests),
+        _subjects(column, SCANNED, report.digests),
         _licence("weights", report.card.license, licenses),
         _licence("data", report.data_license, licenses),
         _provenance("data", report.data_provenance),
@@ -177,16 +164,27 @@ def _package_report(column: Mapping[str, ArtifactHandle]) -> PackageReport:
     return read_report(column["compliance_report"].path)
 
 
-def _subjects(column: Mapping[str, ArtifactHandle], reported: Mapping[str, str]) -> _Examined:
+def _scanned(metric: str, scan: Report | None, files: int | None) -> _Examined:
+    """A scan that looked at nothing found nothing, which is no good news."""
+    problems = ("nothing was scanned; materialize the report again",)
+    if scan is not None and files:
+        problems = scan.problems
+    return _Examined(metric=metric, found=len(problems), wanted="none", problems=problems, n=files)
+
+
+def _subjects(
+    column: Mapping[str, ArtifactHandle], required: Sequence[str], reported: Mapping[str, str]
+) -> _Examined:
     """The report is about the bytes in hand, and not those of another release."""
     held = digests(column)
-    others = [asset for asset, digest in reported.items() if held.get(asset) != digest]
+    others = [asset for asset in required if reported.get(asset) != held.get(asset)]
     return _Examined(
         metric="subjects of the report",
         found=", ".join(reported),
         wanted="the bytes that are judged",
         problems=[
-            f"the report is about another {asset}, {reported[asset]}; materialize it again"
+            f"the report is about another {asset}, {reported.get(asset, 'none')}; materialize "
+            "it again"
             for asset in others
         ],
     )

@@ -75,7 +75,7 @@ def judge_licences(
             continue
         try:
             expression: Any = licensing.parse(text)
-        except ExpressionError as error:
+        except (ExpressionError, IndexError) as error:  # "()" is an IndexError
             problems.append(
                 f"{subject}: {text!r} is not an SPDX expression ({error}); "
                 f"write one, or {OWN_LICENCE_PREFIX}<name> for a licence of its own"

@@ -206,11 +206,15 @@ def production_deployment(
     release = context.partition_key
     with explained():
         started = datetime.now(UTC)
+        # Read before the verdicts are held against it: a rollback between the two makes the
+        # move fail, and not the candidate replace what it was never compared with.
+        model = Release.parse(release).model
+        seen = platform.routes.current(Environment.PRODUCTION, model)
         platform.require(release, PROVEN, platform.column(release))
         candidate = LoadedPackage.model_validate_json(production_candidate.document)
         _still_there(platform, candidate, packaged_model.digest)
         actor = f"run {context.run.run_id}"
-        route = move(platform.routes, candidate, actor, f"deploying {release}")
+        route = move(platform.routes, candidate, actor, f"deploying {release}", seen)
         try:
             answers, verdict = _watch(platform, candidate, context.run.run_id)
         except BaseException as error:

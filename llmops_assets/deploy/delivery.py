@@ -129,14 +129,23 @@ def load(
     return slot, slots.start(slot, package, deployment)
 
 
-def move(routes: Routes, loaded: LoadedPackage, actor: str, reason: str) -> Route:
+Seen = tuple[Route | None, str | None]
+"""A route with its digest, as somebody saw it who decided by it."""
+
+
+def move(
+    routes: Routes, loaded: LoadedPackage, actor: str, reason: str, seen: Seen | None = None
+) -> Route:
     """Gives a loaded package all traffic. What served before stays on the route at 0.
+
+    Args:
+        seen: the route that it was decided to change; None for the route as it is now.
 
     Raises:
         RefConflictError: somebody else changed the route meanwhile.
         GatewayError: the gateway did not take it.
     """
-    route, digest = routes.current(loaded.environment, loaded.model)
+    route, digest = seen or routes.current(loaded.environment, loaded.model)
     if route is not None and route.serving == loaded.target:
         # Perhaps recorded by a run that was killed before the gateway heard of it.
         routes.reconcile()

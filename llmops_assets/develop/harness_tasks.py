@@ -209,10 +209,14 @@ def _plain_yaml(path: Path) -> dict[str, Any]:
 def _check_keys(path: Path, configuration: Mapping[str, Any]) -> None:
     data = configuration.get("dataset_kwargs", {})
     metrics = configuration.get("metric_list", [])
-    if not isinstance(data, dict) or not isinstance(metrics, list):
+    if (
+        not isinstance(data, dict)
+        or not isinstance(metrics, list)
+        or not all(isinstance(metric, dict) for metric in metrics)
+    ):
         raise SpecError(
             f"The harness task {path} is malformed",
-            expected="dataset_kwargs: a mapping, and metric_list: a list",
+            expected="dataset_kwargs: a mapping, and metric_list: a list of mappings",
             found=f"{type(data).__name__} and {type(metrics).__name__}",
             cure="see the harness's guide to task files",
         )

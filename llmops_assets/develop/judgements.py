@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from llmops_assets.evidence.statistics import (
 )
 from llmops_assets.evidence.verdicts import NOTHING_SERVES, Finding, Judgement
 from llmops_assets.spec import (
+    CustomMetric,
     FairnessGate,
     HarnessMetric,
     MetricBound,
@@ -76,6 +77,12 @@ class Results:
         if slice_name is not None:
             rows = rows[rows["slice"] == slice_name].reset_index(drop=True)
         return self._metric(name).sample_of(rows)
+
+    def sources(self, names: Iterable[str]) -> dict[str, Any]:
+        """Digests of the files that metrics of one's own are written in, for the record."""
+        custom = [name for name in names if isinstance(self.spec.metric(name), CustomMetric)]
+        found = {name: self._metric(name).source for name in custom}
+        return {"metric_sources": found} if found else {}
 
     def _metric(self, name: str) -> Metric:
         metric = self.spec.metric(name)
@@ -132,6 +139,7 @@ def judge_metrics(results: Results, rules: Mapping[str, MetricBound]) -> Judgeme
             **{finding.metric: finding.value for finding in findings if finding.slice is None},
             "every_slice": slices,
             "rows": len(results.predictions),
+            **results.sources(rules),
         },
         threshold={
             **{name: rule.bound for name, rule in rules.items()},
@@ -218,7 +226,8 @@ def judge_regression(
             decision=Decision.UNDECIDED,
             measured={"baseline": baseline.release},
             reason=f"{baseline.release}, which serves, was not evaluated on these data.",
-            advice="materialize evaluation of this release again: it evaluates what serves, too",
+            advice="materialize evaluation of this release again (`llmops release RELEASE`): it "
+            "evaluates what serves, too",
             **judged,
         )
     other = Results(evaluated, candidate.spec, candidate.repository)
@@ -340,7 +349,9 @@ def _advice(findings: Sequence[Finding]) -> str | None:
     notes = dict.fromkeys(
         finding.note for finding in findings if finding.decision is Decision.UNDECIDED
     )
-    return "not enough data to decide: give more evaluation rows" + "".join(
+    if any(finding.value is None and finding.n for finding in findings):
+        return "mend what has no score: " + "; ".join(note for note in notes if note)
+    return "not enough data to decide: give more evaluation rows or documents" + "".join(
         f"; {note}" for note in notes if note
     )
 

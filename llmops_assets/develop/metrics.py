@@ -65,8 +65,14 @@ class Metrics:
     latency: LatencySummary
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**asdict(self), "latency": self.latency.model_dump(mode="json")}
+        """Plain JSON values; null for a loss or perplexity that is not a finite number."""
+        likelihood = {"loss": finite(self.loss), "perplexity": finite(self.perplexity)}
+        return {**asdict(self), **likelihood, "latency": self.latency.model_dump(mode="json")}
+
+
+def finite(value: float) -> float | None:
+    """The value, or None for what JSON has no number for: a diverged model's NaN."""
+    return value if math.isfinite(value) else None
 
 
 def is_exact_match(prediction: str, completion: str) -> bool:

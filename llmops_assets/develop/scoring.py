@@ -39,6 +39,7 @@ from llmops_assets.evidence.statistics import (
     MINIMUM_RESAMPLES,
     Sample,
 )
+from llmops_assets.storage.store import hash_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +60,8 @@ class Metric:
     name: str
     higher_is_better: bool
     sample: Callable[[pd.DataFrame], Sample]
+    source: str | None = None
+    """Digest of the file that a metric of one's own is written in."""
 
     def sample_of(self, predictions: pd.DataFrame) -> Sample:
         """What the metric sees of each row.
@@ -94,7 +97,7 @@ def metric_named(
             cure="correct its name",
         )
     function = _imported(name, repository)
-    return Metric(name, higher_is_better, partial(_custom, name, function))
+    return Metric(name, higher_is_better, partial(_custom, name, function), _source(function))
 
 
 def check_same_rows(candidate: pd.DataFrame, baseline: pd.DataFrame) -> None:
@@ -215,6 +218,11 @@ def _custom(
             cure="mend the metric's function",
         )
     return Sample(scores.astype(float))
+
+
+def _source(function: Callable[..., Any]) -> str | None:
+    file = getattr(sys.modules.get(function.__module__), "__file__", None)
+    return None if file is None else hash_file(Path(file))
 
 
 def _imported(name: str, repository: Path | None) -> Callable[[pd.DataFrame], Any]:

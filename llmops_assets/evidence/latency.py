@@ -28,9 +28,8 @@ from pydantic import Field
 from llmops_assets.errors import DataError
 from llmops_assets.evidence.statistics import Estimate, Record, proportion
 from llmops_assets.serving.load import ClientOverhead, LoadResult
-from llmops_assets.spec import LatencyObjective, Percentile
+from llmops_assets.spec import SHARES, LatencyObjective, Percentile
 
-SHARES: dict[Percentile, float] = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 CONFIDENCE = 0.95
 MOST_REASONS = 5
 

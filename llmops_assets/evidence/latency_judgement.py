@@ -13,8 +13,6 @@ from statistics import NormalDist
 
 from llmops_assets.errors import DataError
 from llmops_assets.evidence.latency import (
-    CONFIDENCE,
-    SHARES,
     Bounds,
     ConcurrencyLevel,
     Distribution,
@@ -22,7 +20,7 @@ from llmops_assets.evidence.latency import (
 )
 from llmops_assets.evidence.statistics import Decision, Interval, decide_at_least
 from llmops_assets.evidence.verdicts import Finding, Judgement
-from llmops_assets.spec import LatencyBound, LatencyObjective, Percentile
+from llmops_assets.spec import LatencyBound, LatencyObjective, requests_needed
 
 METHOD = "order statistics"
 MOST_TIMES_MORE = 100
@@ -79,16 +77,6 @@ def judge_latency(
         findings=findings,
         advice=_advice(summary, judged) if decision is Decision.UNDECIDED else None,
     )
-
-
-def requests_needed(percentile: Percentile, confidence: float = CONFIDENCE) -> int:
-    """The fewest requests whose slowest one bounds a percentile from above.
-
-    With fewer no bound can be passed; at a confidence of 0.95 they are 6 for the median,
-    72 for the 95th and 368 for the 99th percentile.
-    """
-    # All n requests are below the percentile with probability share ** n.
-    return math.ceil(math.log((1 - confidence) / 2) / math.log(SHARES[percentile]))
 
 
 def _check(

@@ -467,11 +467,15 @@ def _by_bootstrap(
     if not (math.isfinite(low) and math.isfinite(high)):
         note = "the metric has no finite value on some resamples of the rows"
         return Estimate(value=value, interval=None, n=n, note=note)
+    if low == high:
+        varying = 0  # whatever rows differ in, this statistic does not see it
     method = "bootstrap, percentile"
     if varying < ENOUGH_VARYING_ROWS:
         share = proportion(varying, n, confidence)
         assert share.interval is not None and share.value is not None
-        spread = (share.interval.high - share.value) * (abs(value) if scale is None else scale)
+        spread = (share.interval.high - share.value) * (
+            (abs(value) if scale is None else scale) or 1.0
+        )
         low, high = min(low, value - spread), max(high, value + spread)
         method += f", widened as only {varying} rows vary"
     elif skewed and n <= drawn:

@@ -6,15 +6,15 @@ events hold only within one run, and anyone who reaches its web server can forge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llmops_assets.errors import GateRefusedError
+from llmops_assets.errors import GateRefusedError, StoreError
 from llmops_assets.evidence.gates import Gate, NextAction
 from llmops_assets.evidence.statistics import Decision, Interval
 from llmops_assets.evidence.waivers import Waiver, waiver_for
@@ -210,8 +210,21 @@ def verdicts(store: Store, release: str) -> dict[str, Verdict]:
 
 
 def all_verdicts(store: Store, release: str) -> Iterator[Verdict]:
-    """Every verdict about the release, oldest first."""
-    return (Verdict.model_validate(entry.record) for entry in store.log(_log(release)))
+    """Every verdict about the release, oldest first.
+
+    Raises:
+        StoreError: one was written by another version of the platform.
+    """
+    for entry in store.log(_log(release)):
+        try:
+            yield Verdict.model_validate(entry.record)
+        except ValidationError as error:
+            raise StoreError(
+                f"A verdict about {release} has a form that this platform does not read",
+                expected="a verdict as it writes them",
+                found=f"one of gate {entry.record.get('gate')}",
+                cure="make a new release, or read it with the version that wrote it",
+            ) from error
 
 
 def require(store: Store, gates: Iterable[Gate], facts: Circumstances) -> tuple[Standing, ...]:
@@ -265,20 +278,34 @@ def judged_bytes(verdict: Verdict) -> tuple[str, ...]:
 
 def standings(store: Store, gates: Iterable[Gate], facts: Circumstances) -> tuple[Standing, ...]:
     """Where the release stands with each gate."""
-    newest = verdicts(store, facts.release)
-    return tuple(_standing(gate, newest.get(gate.name), facts) for gate in gates)
+    judged: dict[str, list[Verdict]] = {}
+    for verdict in all_verdicts(store, facts.release):
+        judged.setdefault(verdict.gate, []).append(verdict)
+    return tuple(_standing(gate, judged.get(gate.name, []), facts) for gate in gates)
 
 
-def _standing(gate: Gate, verdict: Verdict | None, facts: Circumstances) -> Standing:
+def _standing(gate: Gate, judged: Sequence[Verdict], facts: Circumstances) -> Standing:
+    """
+    Args:
+        judged: every verdict of the gate in this release, oldest first; the newest counts.
+    """
     judge = f"run the checks of {gate.asset} for {facts.release}"
-    if verdict is None:
+    if gate.compares:
+        judge = f"materialize {gate.asset} of {facts.release} again with its checks"
+    if not judged:
         return Standing(gate, State.MISSING, None, "no verdict", judge)
+    verdict = judged[-1]
     if doubt := _doubt(gate, verdict, facts):
         return Standing(gate, State.STALE, verdict, doubt, judge)
     if verdict.decision is Decision.PASSED:
-        return Standing(gate, State.PASSED, verdict, verdict.reason, "")
+        # A noisy measurement repeated until it passes must show.
+        tries = sum(not earlier.passed for earlier in judged)
+        after = f" (after {tries} verdicts that did not pass)" if tries else ""
+        return Standing(gate, State.PASSED, verdict, verdict.reason + after, "")
     state = State.FAILED if verdict.decision is Decision.FAILED else State.UNDECIDED
-    waiver = waiver_for(facts.waivers(), gate, facts.release, judged_bytes(verdict))
+    waiver = waiver_for(
+        facts.waivers(), gate, facts.release, judged_bytes(verdict), verdict.baseline
+    )
     if waiver is not None:
         reason = f"{state}, waived by {waiver.owner} until {waiver.expires:%F %R %Z}: " + (
             waiver.reason
@@ -302,10 +329,7 @@ def _doubt(gate: Gate, verdict: Verdict, facts: Circumstances) -> str | None:
     # What already serves is not compared with itself.
     others = facts.serving not in (None, facts.digests.get("packaged_model"))
     if gate.compares and others and verdict.baseline != facts.serving:
-        return (
-            f"compared with package {verdict.baseline}, but {facts.serving} serves by now; "
-            f"materialize {gate.asset} again and run its checks"
-        )
+        return f"compared with package {verdict.baseline}, but {facts.serving} serves by now"
     return None
 
 

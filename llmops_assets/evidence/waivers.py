@@ -43,9 +43,19 @@ class Waiver(BaseModel):
     digest: Annotated[str, Field(pattern=DIGEST.pattern)] | None = Field(
         default=None, description="or the artifact that the gate judges."
     )
+    baseline: str | None = Field(
+        default=None,
+        description="For a gate that compares with what serves: digest of the serving package "
+        "that was compared with.",
+    )
     owner: str = Field(min_length=1, description="Who answers for it.")
     reason: str = Field(min_length=10, description="Why the failure is acceptable.")
     expires: AwareDatetime = Field(description="From when on it does not count; with time zone.")
+
+    @property
+    def expired(self) -> bool:
+        """Whether its time is over."""
+        return datetime.now(UTC) >= self.expires
 
     @field_validator("gate")
     @classmethod
@@ -69,18 +79,32 @@ class Waiver(BaseModel):
     def _one_subject(self) -> Waiver:
         if (self.release is None) == (self.digest is None):
             raise ValueError("name either a release or a digest")
+        if GATES[self.gate].compares != (self.baseline is not None):
+            raise ValueError(
+                "baseline: the digest of the serving package that the verdict names, for a gate "
+                "that compares with it, and for no other"
+            )
         return self
 
-    def covers(self, gate: Gate, release: str, subjects: Iterable[str], now: datetime) -> bool:
+    def covers(
+        self,
+        gate: Gate,
+        release: str,
+        subjects: Iterable[str],
+        baseline: str | None,
+        now: datetime,
+    ) -> bool:
         """Whether it lets `release` pass `gate` now.
 
         Args:
             subjects: digests that the verdict is about.
+            baseline: digest of the serving package that it compared with.
         """
         return (
             gate.waivable
             and gate.name == self.gate
             and now < self.expires
+            and (not gate.compares or self.baseline == baseline)
             and (self.release == release or self.digest in set(subjects))
         )
 
@@ -96,7 +120,7 @@ def parse_waiver(text: str, source: str, longest_days: int) -> Waiver:
     """
     try:
         waiver = Waiver.model_validate(yaml.safe_load(text))
-    except (yaml.YAMLError, ValidationError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
         found = (
             "; ".join(
                 f"{'.'.join(map(str, detail['loc'])) or 'waiver'}: {detail['msg']}"
@@ -155,12 +179,13 @@ def waiver_for(
     gate: Gate,
     release: str,
     subjects: Iterable[str],
+    baseline: str | None = None,
     now: datetime | None = None,
 ) -> Waiver | None:
     """The first waiver that lets `release` pass `gate`, or None."""
     at = now or datetime.now(UTC)
     digests = tuple(subjects)
-    return next((w for w in waivers if w.covers(gate, release, digests, at)), None)
+    return next((w for w in waivers if w.covers(gate, release, digests, baseline, at)), None)
 
 
 def _committed(models: Path, name: str, longest_days: int) -> Waiver:

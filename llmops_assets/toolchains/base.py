@@ -116,7 +116,10 @@ class EngineToolchain(Protocol[EngineSection]):
         Tasks of lm-evaluation-harness that the spec names are run as well; their files are
         in `repository`.
 
-        Writes `predictions.parquet` and `validation.json`, see `build/judgements.py`.
+        Writes `predictions.parquet` with all columns of `develop.metrics`, and
+        `validation.json`: the metrics of these predictions with the same keys as an
+        evaluation's, and `prompts`, `token_agreement`, `logit_distance` and
+        `tokenizer_parity`, see `build/judgements.py`.
 
         Raises:
             ToolError, ToolchainError: the tool failed.

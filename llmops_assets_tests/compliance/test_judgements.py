@@ -307,3 +307,17 @@ def test_many_problems_are_cut_short(rig: Rig) -> None:
     found = culprit(judge_package_safety(report(rig, publish(rig, CARDED, leaks))))
     assert found.note.count("leak") == PROBLEMS_SHOWN
     assert "more in the report" in found.note
+
+
+@pytest.mark.parametrize(
+    "emptied",
+    [{"digests": {}}, {"formats": {}}, {"secrets": {}}],
+    ids=lambda part: next(iter(part)),
+)
+def test_report_that_looked_at_nothing_fails(clean: Reported, emptied: dict[str, Any]) -> None:
+    """Nothing found because nothing was scanned is no good news."""
+    folder = clean.column["compliance_report"].path
+    content = json.loads((folder / REPORT_FILE).read_bytes()) | emptied
+    files = {REPORT_FILE: json.dumps(content), BILL_FILE: (folder / BILL_FILE).read_bytes()}
+    judgement = judge_package_safety(clean.with_other("compliance_report", files))
+    assert judgement.decision is Decision.FAILED

@@ -162,13 +162,16 @@ def test_slow_model_fails_and_goes_no_further(rig: Rig, instance: DagsterInstanc
 def test_too_few_requests_are_undecided_and_stop_as_well(
     rig: Rig, instance: DagsterInstance
 ) -> None:
-    """Ten fast requests say nothing of the 95th percentile."""
-    few = spec_with("staging: [{measure: end_to_end, at_most: 5}]\nrequests: 10")
+    """Ten good requests do not show that nine of ten are good."""
+    few = spec_with(
+        "staging: [{measure: end_to_end, percentile: p50, at_most: 5}]\nrequests: 10\n"
+        "objective: {end_to_end: 5}\ngoodput: 0.9"
+    )
     result = stage(rig, instance, few)
     assert not result.success
     found = verdict(rig)
     assert found.decision is Decision.UNDECIDED
-    assert found.next_action.startswith("Not enough data to decide: measure 72 requests or more")
+    assert found.next_action.startswith("Not enough data to decide: measure 35 requests or more")
     alone = materialize(rig, instance, "production_approval")
     assert "staging_latency: undecided" in error(alone, "production_approval")
 
@@ -282,7 +285,7 @@ def test_prompts_are_bounded_and_always_the_same(tmp_path: Path) -> None:
 
 def test_measured_at_a_lower_confidence_is_refused() -> None:
     """The spec's confidence is the one that verdicts state."""
-    strict = parse_spec(SPEC.replace("gates:\n", "gates:\n  confidence: 0.99\n"), "test")
+    strict = parse_spec(SPEC.replace("gates:\n", "gates:\n  confidence: 0.96\n"), "test")
     lax = LatencySummary(source="built-in", confidence=0.95, levels=())
-    with pytest.raises(DataError, match="99 %"):
+    with pytest.raises(DataError, match="96 %"):
         judge_staging_latency(lax, strict.gates)

@@ -33,7 +33,9 @@ GATE = {"exact_match": MetricRule(at_least=0.9, every_slice=0.8)}
 def spec(metrics: str = "[exact_match, perplexity, macro_f1]", rules: str = "") -> ModelSpec:
     text = SPEC.replace("metrics: [exact_match]", f"metrics: {metrics}")
     if rules:
-        text = text.replace("{exact_match: {at_least: 0.9, every_slice: 0.8}}", rules)
+        text = text.replace(
+            "{exact_match: {at_least: 0.9, every_slice: 0.8, regression: 0.05}}", rules
+        )
     return parse_spec(text, "test")
 
 

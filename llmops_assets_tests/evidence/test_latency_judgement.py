@@ -66,7 +66,7 @@ def test_enough_requests_decide() -> None:
     """With the numbers that `requests_needed` asks for, and clear figures, gates open and shut."""
     expected: dict[Percentile, int] = {"p50": 6, "p95": 72, "p99": 368}
     for percentile, needed in expected.items():
-        assert requests_needed(percentile) == needed
+        assert requests_needed(percentile, 0.95) == needed
         enough = summary(times(*[0.1 + n / 10_000 for n in range(needed)]))
         slowest = 0.1 + needed / 10_000
         assert judge(enough, bound(slowest, percentile)).decision is Decision.PASSED

@@ -191,6 +191,18 @@ def test_perfection_is_not_certainty() -> None:
         assert decide_at_least(estimate_of(halves, 0.95, 0), 0.495) is expected
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_statistic_that_never_varies_is_not_certain(value: float) -> None:
+    """Rows vary, and the statistic does not see it: its interval has a width all the same."""
+    scores = [float(row % 2) for row in range(30)]
+    sample = Sample(scores, lambda rows: value)
+    interval = estimate_of(sample, 0.95, 0).interval
+    assert interval is not None
+    assert interval.low < value < interval.high
+    comparison = compare_paired(sample, sample, margin=0, confidence=0.95, seed=0)
+    assert comparison.decision is Decision.UNDECIDED
+
+
 def test_large_data_are_resampled_within_bounds() -> None:
     """An evaluation of a million rows must not hold its gate for minutes, nor all memory."""
     calls = 0

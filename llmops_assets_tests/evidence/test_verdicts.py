@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from llmops_assets.errors import ArtifactCorruptError, GateRefusedError
+from llmops_assets.errors import ArtifactCorruptError, GateRefusedError, StoreError
 from llmops_assets.evidence import gates as all_gates
 from llmops_assets.evidence.gates import (
     ACCURACY,
@@ -289,6 +289,33 @@ def test_another_serving_release_makes_the_comparison_stale(store: FolderStore) 
     require(store, [REGRESSION], facts(serving=DIGESTS["packaged_model"]))
 
 
+def test_tries_before_a_pass_show(store: FolderStore) -> None:
+    """A noisy measurement repeated until it passed must not look like one that passed."""
+    judge(store, ACCURACY, passed=False)
+    judge(store, ACCURACY, decision=Decision.UNDECIDED)
+    judge(store, ACCURACY)
+    (standing,) = standings(store, [ACCURACY], facts())
+    assert standing.reason == "because (after 2 verdicts that did not pass)"
+
+
+def test_verdict_of_another_version_is_explained(store: FolderStore) -> None:
+    """After an upgrade old records are still there, and a stack trace helps nobody."""
+    store.append(f"verdicts/{RELEASE}", {"gate": "accuracy", "passed": True})
+    with pytest.raises(StoreError, match=r"A verdict about parrot\.v1 has a form"):
+        require(store, [ACCURACY], facts())
+
+
+def test_waiver_of_a_comparison_is_bound_to_what_it_compared_with(store: FolderStore) -> None:
+    """Reviewed beside one serving release, it says nothing of a worse loss beside another."""
+    given = waiver(gate="no_regression", baseline=OTHER)
+    judge(store, REGRESSION, passed=False, baseline=OTHER)
+    (standing,) = require(store, [REGRESSION], facts(waivers=lambda: (given,), serving=OTHER))
+    assert standing.state is State.WAIVED
+    third = digest_of(b"third")
+    judge(store, REGRESSION, passed=False, baseline=third)
+    refused(store, REGRESSION, waivers=lambda: (given,), serving=third)
+
+
 def test_standings_tell_what_to_do(store: FolderStore) -> None:
     """The board of a release: each gate's state, and the next step where there is one."""
     judge(store, ACCURACY)
@@ -298,7 +325,7 @@ def test_standings_tell_what_to_do(store: FolderStore) -> None:
     assert [(standing.state, standing.next_action) for standing in found] == [
         (State.PASSED, ""),
         (State.FAILED, CHECKPOINT_SAFE.next_action),
-        (State.STALE, "run the checks of evaluation for parrot.v1"),
+        (State.STALE, "materialize evaluation of parrot.v1 again with its checks"),
         (State.MISSING, "run the checks of model_spec for parrot.v1"),
     ]
 

@@ -110,9 +110,12 @@ def test_waivable_gates_are_those_of_quality_and_compliance() -> None:
         (text().replace("reason: the labels of the new slice are wrong\n", ""), "reason"),
         ("gate: accuracy\nrelease: parrot.v1\nowner: a\nreason: because I say so\n"
          "expires: 2050-01-01T00:00:00", "timezone"),
+        ("gate: accuracy\nexpires: 2026-02-30T12:00:00Z", "day is out of range"),
+        (text(gate="no_regression"), "the digest of the serving package"),
         (text(days=LONGEST_DAYS + 1), "waives for longer than the policy allows"),
     ],
-    ids=["gate", "release", "digest", "both", "neither", "reason", "time zone", "too long"],
+    ids=["gate", "release", "digest", "both", "neither", "reason", "time zone", "no such day",
+         "no baseline", "too long"],
 )  # fmt: skip
 def test_mistakes_are_named(tmp_path: Path, broken: str, told: str) -> None:
     """A waiver is written in a hurry; what is wrong with it must be plain, with its file."""

@@ -103,7 +103,7 @@ def test_a_pickle_in_a_checkpoint(user: StackUser, first_release: FirstRelease) 
     told = user.expect_failure(run)
     assert f"Gate checkpoint_safe failed for {key}" in told
     assert "pytorch_model.bin" in told
-    assert "To do: export the weights as safetensors without code and make a new release" in told
+    assert "To do: fix: export the weights as safetensors without code" in told
     refusal = user.expect_failure(user.materialize(key, "evaluation"))
     assert "checkpoint_safe: failed: " in refusal
     assert "evaluation" not in user.platform.columns.assets(key)

@@ -128,6 +128,9 @@ def validate(
     predictions = predictions[[*metrics.PREDICTION_COLUMNS, *metrics.TIME_COLUMNS]]
     validation: dict[str, Any] = {
         **asdict(agreement),
+        "logit_distance": {
+            name: metrics.finite(value) for name, value in asdict(agreement.logit_distance).items()
+        },
         "tokenizer_parity": {"prompts": len(prompts), "equal": equal},
         **metrics.measure(predictions).as_json(),
     }
