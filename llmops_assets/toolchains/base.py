@@ -30,9 +30,12 @@ class Target:
 
     architecture: str
     """As `platform.machine()` gives it, or a GPU's compute capability such as `sm_90`."""
+    gpus: int = 0
+    """GPUs of that architecture; 0 where the engine needs none."""
 
     @classmethod
     def here(cls) -> Target:
+        """This machine's CPU; what a toolchain builds for, its `target` says."""
         return cls(architecture=platform.machine())
 
 
@@ -71,6 +74,14 @@ class EngineToolchain(Protocol[EngineSection]):
         """What of the spec's engine section the build depends on."""
         ...
 
+    def target(self) -> Target:
+        """This machine, where the local slots are, as engines of this toolchain see it.
+
+        Raises:
+            ToolchainError: it has not what they need.
+        """
+        ...
+
     def compatible(self, engine_directory: Path, target: Target) -> None:
         """Checks that a built engine can run on `target`.
 
@@ -90,11 +101,18 @@ class EngineToolchain(Protocol[EngineSection]):
         ...
 
     def build(
-        self, converted: Path, output: Path, engine: EngineSection, tools: ToolRunner
+        self,
+        converted: Path,
+        output: Path,
+        engine: EngineSection,
+        sources: Mapping[str, str],
+        tools: ToolRunner,
     ) -> Facts:
         """Converted weights to an engine with a sidecar `engine.json`.
 
         The sidecar holds toolchain, versions, target architecture and build parameters.
+        `sources` are digests of the converted weights and of what they were made from, by
+        asset, for a sidecar that names them.
 
         Raises:
             ToolError, ToolchainError: the tool failed, or its output is incomplete.

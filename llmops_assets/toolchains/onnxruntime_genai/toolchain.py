@@ -83,6 +83,9 @@ class OnnxRuntimeGenAIToolchain:
             return {"precision": "fp32"}
         return {"precision": engine.precision, "block_size": engine.block_size}
 
+    def target(self) -> Target:
+        return Target.here()
+
     def compatible(self, engine_directory: Path, target: Target) -> None:
         sidecar = read_sidecar(engine_directory)
         built_for = sidecar["target"]["architecture"]
@@ -117,8 +120,14 @@ class OnnxRuntimeGenAIToolchain:
         }
 
     def build(
-        self, converted: Path, output: Path, engine: OnnxRuntimeGenAIEngine, tools: ToolRunner
+        self,
+        converted: Path,
+        output: Path,
+        engine: OnnxRuntimeGenAIEngine,
+        sources: Mapping[str, str],
+        tools: ToolRunner,
     ) -> Facts:
+        # The sidecar does not name the sources: equal weights give an equal engine.
         check_model_directory(converted)
         command = module_command(
             "llmops_assets.toolchains.onnxruntime_genai.build",

@@ -51,6 +51,7 @@ class Benchmark:
         output: folder for the reports.
         requests: how many to measure.
         concurrency: requests under way at once.
+        tensor_parallel_size: ways that every layer is split; an engine knows its own.
         world_size: GPUs that serve; the report must be of as many.
         warm_up: how many go first.
         kv_cache_free_gpu_mem_fraction: as in serving.
@@ -64,6 +65,7 @@ class Benchmark:
     output: Path
     requests: int
     concurrency: int
+    tensor_parallel_size: int = 1
     world_size: int = 1
     warm_up: int = 2
     kv_cache_free_gpu_mem_fraction: float = 0.9
@@ -78,7 +80,14 @@ class Benchmark:
 
     def command(self) -> list[str]:
         """For the tool runner. `--max_seq_len` is left out: an engine asserts that it is."""
-        engine = ["--engine_dir", str(self.engine)] if self.backend == "engine" else []
+        model = (
+            ["--engine_dir", str(self.engine)]
+            if self.backend == "engine"
+            else [
+                "--tp", str(self.tensor_parallel_size),
+                "--pp", str(self.world_size // self.tensor_parallel_size),
+            ]
+        )  # fmt: skip
         return [
             "trtllm-bench",
             "-m", self.model_name,
@@ -86,7 +95,7 @@ class Benchmark:
             "-w", str(self.output),
             "throughput",
             "--backend", BACKEND_OPTION[self.backend],
-            *engine,
+            *model,
             "--dataset", str(self.dataset),
             "--num_requests", str(self.requests),
             "--concurrency", str(self.concurrency),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmops_assets.errors import ToolchainError
-from llmops_assets.toolchains.tensorrt_llm.containers import Container, check_backend
+from llmops_assets.toolchains.tensorrt_llm.containers import Backend, Container, check_backend
 from llmops_assets.toolchains.tensorrt_llm.outputs import EngineConfig
 from llmops_assets.toolchains.tensorrt_llm.sidecar import Sidecar
 
@@ -36,6 +36,7 @@ class BuiltEngine:
     """Longest sequence, prompt and answer, tokens."""
     tokens_per_block: int
     """Tokens in one block of the paged KV cache."""
+    backend: Backend = "engine"
 
     @classmethod
     def of(cls, config: EngineConfig, sidecar: Sidecar) -> BuiltEngine:
@@ -111,7 +112,7 @@ def check_serving_image(engine: BuiltEngine, node: Node) -> None:
             engines at all.
     """
     container = node.container
-    check_backend("engine", container.tensorrt_llm)
+    check_backend(engine.backend, container.tensorrt_llm)
     if engine.tensorrt_llm != container.tensorrt_llm:
         raise ToolchainError(
             "The engine was built by another TensorRT-LLM than the one that would serve it",

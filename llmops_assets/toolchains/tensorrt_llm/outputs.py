@@ -130,7 +130,7 @@ def check_converted_weights(directory: Path) -> CheckpointConfig:
     config = _read_config(directory, CheckpointConfig)
     _check_ranks(directory, RANK_WEIGHTS, "rank{}.safetensors", config.mapping.weight_ranks)
     for rank in range(config.mapping.weight_ranks):
-        _check_safetensors(directory / f"rank{rank}.safetensors")
+        check_safetensors(directory / f"rank{rank}.safetensors")
     _check_quantization_config(directory, config)
     return config
 
@@ -168,7 +168,7 @@ def check_engine_directory(
     if managed:  # written with --fast_build
         _check_ranks(directory, MANAGED_WEIGHTS, "rank{}_managed_weights.safetensors", ranks)
         for rank in range(ranks):
-            _check_safetensors(directory / f"rank{rank}_managed_weights.safetensors")
+            check_safetensors(directory / f"rank{rank}_managed_weights.safetensors")
     _check_quantization_config(directory, config.pretrained_config)
     if stray := sorted(path.name for path in directory.rglob("*.cache")):
         raise ToolchainError(
@@ -245,7 +245,7 @@ def _check_ranks(directory: Path, pattern: re.Pattern[str], name: str, ranks: in
             )
 
 
-def _check_safetensors(path: Path) -> None:
+def check_safetensors(path: Path) -> None:
     """Compares a file's length with the extent of its tensors, without reading them.
 
     The format (safetensors README): eight bytes with the header's length, the header as

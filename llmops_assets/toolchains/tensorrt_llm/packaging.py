@@ -185,7 +185,7 @@ def package_engine(
         else:
             _write_model(template, repository / name, text, INNER_VERSION)
     _check_engine_configuration(repository / "tensorrt_llm" / "config.pbtxt")
-    _copy_tree(engine, output / ENGINE, leave={SIDECAR})
+    copy_tree(engine, output / ENGINE, leave={SIDECAR})
     _copy_tokenizer(checkpoint, output / TOKENIZER)
     _write_description(
         output,
@@ -226,7 +226,7 @@ def package_llmapi(
     folder = output / REPOSITORY / model
     _write_model(template, folder, rename(text, LLMAPI_TEMPLATE, model), VERSION_FOLDER)
     shutil.copyfile(engine / MODEL_YAML, folder / VERSION_FOLDER / MODEL_YAML)
-    _copy_tree(engine, output / CHECKPOINT, leave={SIDECAR, MODEL_YAML})
+    copy_tree(engine, output / CHECKPOINT, leave={SIDECAR, MODEL_YAML})
     _write_description(
         output,
         model=model,
@@ -413,14 +413,14 @@ def _write_model(template: Path, folder: Path, configuration: str, version: str)
         )
     target = folder / version
     if versions:
-        _copy_tree(versions[0], target, leave=set())
+        copy_tree(versions[0], target, leave=set())
     target.mkdir(parents=True, exist_ok=True)
     if not any(path.is_file() for path in target.rglob("*")):
         (target / VERSION_NOTE).write_text(VERSION_NOTE_TEXT, encoding="utf-8")
     (folder / "config.pbtxt").write_text(configuration, encoding="utf-8")
 
 
-def _copy_tree(source: Path, target: Path, leave: set[str]) -> None:
+def copy_tree(source: Path, target: Path, leave: set[str]) -> None:
     """Copies files, without bytecode; `leave` names those at the top that stay behind."""
     for path in sorted(source.rglob("*")):
         inside = path.relative_to(source)

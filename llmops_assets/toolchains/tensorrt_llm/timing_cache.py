@@ -45,20 +45,20 @@ class TimingCache:
             written=work / "timing-after.cache",
         )
 
-    def prepare(self) -> list[str]:
-        """Copies the kept cache into the work folder. Returns the flags of `trtllm-build`.
+    def prepare(self) -> Path | None:
+        """Copies the kept cache into the work folder, as two builds may run at once.
 
-        `--output_timing_cache` is always given: its default, `model.cache`, would land in
-        whatever folder the tool was started in. Two builds at once each work on a copy.
+        Returns:
+            The copy, for `--input_timing_cache`; None if there is no cache yet. What the build
+            measures must go to `written`, by `--output_timing_cache`: the flag's default,
+            `model.cache`, would land in whatever folder the tool was started in.
         """
         self.read.parent.mkdir(parents=True, exist_ok=True)
         for left in (self.read, self.written):
             left.unlink(missing_ok=True)
-        flags = ["--output_timing_cache", str(self.written)]
-        if self.kept.is_file():
-            shutil.copyfile(self.kept, self.read)
-            flags += ["--input_timing_cache", str(self.read)]
-        return flags
+        if not self.kept.is_file():
+            return None
+        return shutil.copyfile(self.kept, self.read)
 
     def keep(self) -> None:
         """Keeps what the build measured; called after its engine was verified.

@@ -477,7 +477,8 @@ def _answers(
     return answers
 
 
-def main(arguments: Iterable[str] | None = None) -> int:
+def options_of(arguments: Iterable[str] | None = None) -> argparse.Namespace:
+    """The arguments of `validate`, as the command line names them."""
     parser = argparse.ArgumentParser(
         prog="llmops_assets.toolchains.tensorrt_llm.validation", description=__doc__
     )
@@ -491,7 +492,11 @@ def main(arguments: Iterable[str] | None = None) -> int:
         "--no-special-tokens", dest="add_special_tokens", action="store_false",
         help="as the package's preprocessing is set",
     )  # fmt: skip
-    options = parser.parse_args(None if arguments is None else list(arguments))
+    return parser.parse_args(None if arguments is None else list(arguments))
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    options = options_of(arguments)
     try:
         validate(**vars(options))
     except LLMOpsError as error:
