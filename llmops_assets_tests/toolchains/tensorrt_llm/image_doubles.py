@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +35,23 @@ else:
 """
 
 
-def enter_image(monkeypatch: pytest.MonkeyPatch, root: Path) -> Installation:
+@dataclass
+class Surroundings:
+    """Where the steps of a test run; a test may move on to another image or other GPUs."""
+
+    installation: Installation
+    image: Image
+
+    def move(self, **changes: Any) -> None:
+        """Changes facts of the toolkit (`toolkit`) or of the GPUs (`gpus`)."""
+        parts = {
+            name: getattr(self.image, name).model_copy(update=update)
+            for name, update in changes.items()
+        }
+        self.image = replace(self.image, **parts)
+
+
+def enter_image(monkeypatch: pytest.MonkeyPatch, root: Path) -> Surroundings:
     """Lets every step of this process, and what it starts, run in an image below `root`.
 
     It has two H100. What would read the digest, the distributions and NVML is replaced; the
@@ -46,10 +64,12 @@ def enter_image(monkeypatch: pytest.MonkeyPatch, root: Path) -> Installation:
     python.write_text(text, encoding="utf-8")
     python.chmod(0o755)
     monkeypatch.setenv("PATH", str(installation.bin), prepend=":")
-    image = Image(toolkit=TOOLKIT, gpus=H100, root=root, python=str(python))
+    here = Surroundings(
+        installation, Image(toolkit=TOOLKIT, gpus=H100, root=root, python=str(python))
+    )
 
     def image_double(settings: Settings) -> Image:
-        return image
+        return here.image
 
     monkeypatch.setattr(toolchain, "image_here", image_double)
-    return installation
+    return here

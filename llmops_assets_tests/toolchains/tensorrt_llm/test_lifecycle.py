@@ -51,7 +51,7 @@ def spec_text(backend: str, tensor: int = 1, more: str = "dtype: auto") -> str:
 
 @pytest.fixture
 def installation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Installation:
-    return enter_image(monkeypatch, tmp_path / "image")
+    return enter_image(monkeypatch, tmp_path / "image").installation
 
 
 @pytest.fixture
