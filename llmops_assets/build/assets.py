@@ -158,6 +158,7 @@ def engine_validation(
             "constraints": canonical(spec.constraints),
             "threads": spec.serving.threads,
             "harness": tasks,
+            **toolchain.validation_parameters(spec),
         },
         versions=toolchain.versions(),
     )
@@ -195,6 +196,7 @@ def packaged_model(
             "model": spec.name,
             "serving": canonical(spec.serving),
             "constraints": canonical(spec.constraints),
+            **toolchain.package_parameters(spec.engine),
         },
         versions=toolchain.versions(),
     )

@@ -74,6 +74,14 @@ class EngineToolchain(Protocol[EngineSection]):
         """What of the spec's engine section the build depends on."""
         ...
 
+    def validation_parameters(self, spec: ModelSpec) -> Mapping[str, Any]:
+        """What of the spec the validation depends on beside constraints, threads and tasks."""
+        ...
+
+    def package_parameters(self, engine: EngineSection) -> Mapping[str, Any]:
+        """What of the spec's engine section the package depends on, beside the engine."""
+        ...
+
     def target(self) -> Target:
         """This machine, where the local slots are, as engines of this toolchain see it.
 

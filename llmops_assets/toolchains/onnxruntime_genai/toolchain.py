@@ -83,6 +83,12 @@ class OnnxRuntimeGenAIToolchain:
             return {"precision": "fp32"}
         return {"precision": engine.precision, "block_size": engine.block_size}
 
+    def validation_parameters(self, spec: ModelSpec) -> Mapping[str, Any]:
+        return {}
+
+    def package_parameters(self, engine: OnnxRuntimeGenAIEngine) -> Mapping[str, Any]:
+        return {}
+
     def target(self) -> Target:
         return Target.here()
 

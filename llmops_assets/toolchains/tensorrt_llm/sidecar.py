@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
+from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from llmops_assets.develop.directory import replace_file
@@ -116,7 +117,8 @@ def toolkit_here(image_digest: str) -> Toolkit:
     tensorrt = versions["tensorrt"]
     return Toolkit(
         tensorrt_llm=versions["tensorrt_llm"],
-        tensorrt=None if tensorrt == "absent" else tensorrt,
+        # Wheels of it may be called 10.14.1.48.post1, which is the same library.
+        tensorrt=None if tensorrt == "absent" else Version(tensorrt).base_version,
         image_digest=image_digest,
     )
 

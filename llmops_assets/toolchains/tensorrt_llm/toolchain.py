@@ -7,6 +7,7 @@ tools are commands of the image that the step runs in; TensorRT-LLM is never imp
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -75,7 +76,7 @@ from llmops_assets.versions import source_version
 VALIDATION = "llmops_assets.toolchains.tensorrt_llm.validation"
 
 
-class TensorRTLLMToolchain:
+class TensorRTLLMToolchain(ABC):
     """What both backends share; see `toolchains.base.EngineToolchain` for each method."""
 
     name = NAME
@@ -117,6 +118,18 @@ class TensorRTLLMToolchain:
             # what is fast on the very model.
             "architecture": gpus.architecture,
             "gpu": gpus.name,
+        }
+
+    def validation_parameters(self, spec: ModelSpec) -> Mapping[str, Any]:
+        gate = spec.gates.latency
+        return {
+            "kv_cache": canonical(self._section.kv_cache),
+            "benchmark": {
+                "concurrencies": list(gate.measured_concurrencies),
+                "requests": gate.requests,
+                "objective": None if gate.objective is None else canonical(gate.objective),
+                "confidence": spec.gates.confidence,
+            },
         }
 
     def target(self) -> Target:
@@ -180,8 +193,13 @@ class TensorRTLLMToolchain:
             **found,
         }
 
+    @abstractmethod
     def _built(self, engine_directory: Path) -> BuiltEngine:
-        raise NotImplementedError
+        """A whole engine directory, as the compatibility gate sees it.
+
+        Raises:
+            ToolchainError: it is not whole.
+        """
 
     def _refuse(self, engine: TensorRTLLMEngine) -> None:
         """Stops a step that could only fail, before it takes a GPU minute."""
@@ -238,6 +256,9 @@ class BuiltEngines(TensorRTLLMToolchain):
             "tokens_per_block": engine.kv_cache.tokens_per_block,
             "world_size": engine.parallelism.world_size,
         }
+
+    def package_parameters(self, engine: TensorRTLLMEngine) -> Mapping[str, Any]:
+        return {"engine_serving": EngineServing.of(engine).model_dump(mode="json")}
 
     def convert(
         self, checkpoint: Path, output: Path, engine: TensorRTLLMEngine, tools: ToolRunner
@@ -379,6 +400,9 @@ class ServedCheckpoints(TensorRTLLMToolchain):
             "backend": engine.backend,
             "model_yaml": LlmApiModel.of(engine).model_dump(mode="json"),
         }
+
+    def package_parameters(self, engine: TensorRTLLMEngine) -> Mapping[str, Any]:
+        return {}  # all of it is in the engine's model.yaml
 
     def convert(
         self, checkpoint: Path, output: Path, engine: TensorRTLLMEngine, tools: ToolRunner

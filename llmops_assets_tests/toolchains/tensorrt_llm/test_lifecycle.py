@@ -33,6 +33,7 @@ from .doubles.installation import Installation
 from .image_doubles import enter_image
 
 RELEASE = "parrot.v1"
+NEXT = "parrot.v2"
 BUILD = ("converted_weights", "engine", "engine_validation", "packaged_model")
 ROWS = 100
 LIMITS = "{max_batch_size: 8, max_input_len: 128, max_seq_len: 256}"
@@ -73,17 +74,17 @@ def instance() -> Iterator[DagsterInstance]:
         yield instance
 
 
-def register(rig: Rig, text: str) -> None:
+def register(rig: Rig, text: str, release: str = RELEASE) -> None:
     """A release that was developed and registered, with a checkpoint of doubles."""
-    rig.freeze(RELEASE, text)
-    model = write_hugging_face(rig.root / "model")
+    rig.freeze(release, text)
+    model = write_hugging_face(rig.root / release)
     save_tokenizer(build_tokenizer([]), model, 512)
     files: dict[str, str | bytes] = {
         path.name: path.read_bytes() for path in model.iterdir() if path.is_file()
     }
-    rig.publish(RELEASE, "checkpoint", files)
+    rig.publish(release, "checkpoint", files)
     for asset in ("training_data", "data_report"):
-        rig.publish(RELEASE, asset, {"content": asset})
+        rig.publish(release, asset, {"content": asset})
     rows = pd.DataFrame(
         {
             "prompt": [f"{year}" for year in range(ROWS)],
@@ -91,22 +92,24 @@ def register(rig: Rig, text: str) -> None:
             "slice": ["even", "odd"] * (ROWS // 2),
         }
     )
-    rig.publish(RELEASE, "evaluation_data", {DATA_FILE: rows.to_parquet(index=False)})
-    rig.evaluate(RELEASE)
+    rig.publish(release, "evaluation_data", {DATA_FILE: rows.to_parquet(index=False)})
+    rig.evaluate(release)
     rig.platform.columns.record(
-        RELEASE,
+        release,
         Action("registered_model", "application/vnd.llmops.registration.v1"),
         Registration(model=MODEL, version=1, tags={}),
         pd.Timestamp.now(tz="UTC").to_pydatetime(),
     )
-    rig.judge(RELEASE, REGISTERED, PASSED)
+    rig.judge(release, REGISTERED, PASSED)
 
 
-def materialize(rig: Rig, instance: DagsterInstance, *assets: str) -> ExecuteInProcessResult:
-    instance.add_dynamic_partitions(str(RELEASES.name), [RELEASE])
+def materialize(
+    rig: Rig, instance: DagsterInstance, *assets: str, release: str = RELEASE
+) -> ExecuteInProcessResult:
+    instance.add_dynamic_partitions(str(RELEASES.name), [release])
     job = definitions_for(rig.platform).resolve_implicit_global_asset_job_def()
     return job.execute_in_process(
-        instance=instance, partition_key=RELEASE, raise_on_error=False,
+        instance=instance, partition_key=release, raise_on_error=False,
         asset_selection=[dg.AssetKey(asset) for asset in assets],
     )  # fmt: skip
 
@@ -151,6 +154,24 @@ def test_release_is_built(backend: str, tensor: int, rig: Rig, instance: Dagster
     judged = verdicts(rig.platform.store, RELEASE)
     for gate in ("weights_complete", "fits_target", "parity", "package_integrity"):
         assert judged[gate].passed, gate
+
+
+def test_serving_setting_costs_a_package_and_no_build(rig: Rig, instance: DagsterInstance) -> None:
+    """It is in Triton's configuration, not in the engine: the engine is reused, and the
+    package must not be.
+    """
+    register(rig, spec_text("engine"))
+    assert failures(materialize(rig, instance, *BUILD)) == {}
+    first = rig.platform.column(RELEASE)
+    register(rig, spec_text("engine", more="kv_cache: {free_gpu_mem_fraction: 0.5}"), NEXT)
+    assert failures(materialize(rig, instance, *BUILD, release=NEXT)) == {}
+    following = rig.platform.column(NEXT)
+    assert following["engine"].digest == first["engine"].digest
+    assert following["packaged_model"].digest != first["packaged_model"].digest
+    text = (
+        following["packaged_model"].path / "repository" / "tensorrt_llm" / "config.pbtxt"
+    ).read_text()
+    assert 'string_value: "0.5"' in text
 
 
 def test_build_says_what_it_took(rig: Rig, instance: DagsterInstance) -> None:
