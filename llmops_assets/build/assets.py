@@ -230,7 +230,9 @@ def compliance_report(
         "evaluation": evaluation,
     }
     toolchain = toolchain_for(spec.engine, platform.settings)
-    runtime, dependencies = serving_environment(toolchain.serving_distributions)
+    runtime, dependencies = serving_environment(
+        toolchain.serving_distributions, toolchain.serving_image
+    )
 
     def report(workshop: Workshop) -> Mapping[str, Any]:
         tools = platform.tools(release, "compliance_report", workshop, context.log.info)
@@ -260,7 +262,9 @@ def compliance_report(
             "environment": digest_of(
                 canonical_json([package.model_dump(mode="json") for package in dependencies])
             ),
-            **versions_of("cyclonedx-python-lib", "detect-secrets", "fickling", runtime.name),
+            **versions_of("cyclonedx-python-lib", "detect-secrets", "fickling"),
+            runtime.name: runtime.version,
+            **({"image": runtime.digest} if runtime.kind == "container" and runtime.digest else {}),
         },
     )
     return materialized(platform, produce(context, platform, action, report))

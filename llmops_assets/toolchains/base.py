@@ -39,6 +39,17 @@ class Target:
         return cls(architecture=platform.machine())
 
 
+@dataclass(frozen=True)
+class ServingImage:
+    """The container image that serves a package."""
+
+    name: str
+    """With its registry, without tag."""
+    tag: str
+    digest: str | None
+    """`sha256:…`, where it is known."""
+
+
 class EngineToolchain(Protocol[EngineSection]):
     """Four steps, each a pure function of directories and parameters.
 
@@ -49,6 +60,8 @@ class EngineToolchain(Protocol[EngineSection]):
     name: str
     serving_distributions: tuple[str, ...]
     """Python packages that a package by this toolchain needs where it serves."""
+    serving_image: ServingImage | None
+    """What serves it; None for the Triton that is installed here."""
 
     def versions(self) -> Mapping[str, str]:
         """All that decides what the tools produce, beside inputs and parameters.

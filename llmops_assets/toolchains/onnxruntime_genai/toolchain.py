@@ -17,7 +17,7 @@ from typing import Any
 from llmops_assets.develop.harness_tasks import tool_arguments
 from llmops_assets.errors import ToolchainError
 from llmops_assets.spec import ModelSpec, OnnxRuntimeGenAIEngine
-from llmops_assets.toolchains.base import Facts, Target
+from llmops_assets.toolchains.base import Facts, ServingImage, Target
 from llmops_assets.toolchains.onnxruntime_genai.engine_directory import (
     SIDECAR,
     TOKENIZER,
@@ -48,6 +48,7 @@ class OnnxRuntimeGenAIToolchain:
 
     name = NAME
     serving_distributions: tuple[str, ...] = ("onnxruntime-genai", "tokenizers", "numpy")
+    serving_image: ServingImage | None = None
 
     def versions(self) -> Mapping[str, str]:
         """Versions of the packages and of our own sources, and the machine's architecture.

@@ -18,7 +18,7 @@ from llmops_assets.errors import ToolchainError
 from llmops_assets.settings import Settings
 from llmops_assets.spec import ModelSpec, TensorRTLLMEngine, canonical
 from llmops_assets.storage.store import content_digest
-from llmops_assets.toolchains.base import Facts, Target
+from llmops_assets.toolchains.base import Facts, ServingImage, Target
 from llmops_assets.toolchains.tensorrt_llm.checkpoints import check_checkpoint
 from llmops_assets.toolchains.tensorrt_llm.combinations import refuse_impossible
 from llmops_assets.toolchains.tensorrt_llm.commands import (
@@ -80,7 +80,7 @@ class TensorRTLLMToolchain(ABC):
     """What both backends share; see `toolchains.base.EngineToolchain` for each method."""
 
     name = NAME
-    # The image that serves brings them; it is named by its digest.
+    # The image that serves brings all of them.
     serving_distributions: tuple[str, ...] = ()
     backend: Literal["engine", "llmapi"]
 
@@ -92,6 +92,11 @@ class TensorRTLLMToolchain(ABC):
         """
         self._section = section
         self._settings = settings
+        reference, _, digest = section.image.partition("@")
+        name, _, tag = reference.rpartition(":")
+        self.serving_image: ServingImage | None = ServingImage(
+            name, tag, digest or settings.gpu_image_digest
+        )
 
     @cached_property
     def image(self) -> Image:

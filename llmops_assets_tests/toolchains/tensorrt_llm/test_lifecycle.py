@@ -174,6 +174,24 @@ def test_serving_setting_costs_a_package_and_no_build(rig: Rig, instance: Dagste
     assert 'string_value: "0.5"' in text
 
 
+@pytest.mark.parametrize("backend", ["engine", "llmapi"])
+def test_package_is_found_safe(backend: str, rig: Rig, instance: DagsterInstance) -> None:
+    """Engines and the code of the image's templates are no danger to the gate on packages, and
+    its bill of materials names the image that serves, not the Triton of this machine.
+    """
+    register(rig, spec_text(backend))
+    assert failures(materialize(rig, instance, *BUILD)) == {}
+    materialize(rig, instance, "compliance_report")
+    report = rig.platform.column(RELEASE)["compliance_report"]
+    (bill,) = (path for path in report.path.iterdir() if ".cdx" in path.name)
+    components = json.loads(bill.read_text())["components"]
+    (runtime,) = (part for part in components if part.get("bom-ref") == "runtime")
+    assert runtime["name"] == "nvcr.io/nvidia/tritonserver"
+    assert runtime["version"] == "26.07-trtllm-python-py3"
+    safe = verdicts(rig.platform.store, RELEASE)["package_safe"]
+    assert safe.passed, safe.reason
+
+
 def test_build_says_what_it_took(rig: Rig, instance: DagsterInstance) -> None:
     """Seconds times GPUs times the settings' price, in the sidecar; paths stay out of it."""
     register(rig, spec_text("engine", 2))
