@@ -332,8 +332,6 @@ def validation_json(
 ) -> dict[str, Any]:
     """What gates and people read, as plain JSON values; a loss not measured is null."""
     measured = metrics.measure(predictions).as_json()
-    if not math.isfinite(measured["loss"]):
-        measured |= {"loss": None, "perplexity": None}
     return {**asdict(agreement), "tokenizer_parity": dict(parity), **measured}
 
 
