@@ -332,6 +332,9 @@ def validation_json(
 ) -> dict[str, Any]:
     """What gates and people read, as plain JSON values; a loss not measured is null."""
     measured = metrics.measure(predictions).as_json()
+    if measured["loss"] is None:
+        # Perplexity is bounded, and the bound would look like a figure.
+        measured["perplexity"] = None
     return {**asdict(agreement), "tokenizer_parity": dict(parity), **measured}
 
 
