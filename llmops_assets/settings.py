@@ -6,6 +6,7 @@ settings` prints the effective ones.
 
 from __future__ import annotations
 
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 
@@ -81,11 +82,28 @@ class Settings(BaseSettings):
         le=19,
         description="Niceness of training and builds, so that what serves here keeps its latency.",
     )
+    gpu_hour_price: Decimal | None = Field(
+        default=None,
+        ge=0,
+        description="Price of one GPU for an hour, in any one currency; unset: engines are "
+        "reported with GPU seconds and no cost.",
+    )
+    gpu_image_digest: str | None = Field(
+        default=None,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        description="Digest of the TensorRT-LLM image that steps on GPUs run in, which must be "
+        "the one that serves. No process can find out its own; TensorRT-LLM needs it.",
+    )
+    timing_caches: Path | None = Field(
+        default=None,
+        description="Folder of TensorRT's timing caches, kept between builds. Unset: "
+        "timing-caches in the state folder.",
+    )
     threads: int = Field(
         default=2, ge=1, description="CPU threads of one training, evaluation or serving process."
     )
 
-    @field_validator("state", "models", "sources", "policy", "aiperf")
+    @field_validator("state", "models", "sources", "policy", "aiperf", "timing_caches")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         # Servers run with other working directories than the person who set this.
@@ -100,6 +118,11 @@ class Settings(BaseSettings):
     def work(self) -> Path:
         """Folder of unfinished work, one folder per action."""
         return self.state / "work"
+
+    @property
+    def timing_cache_folder(self) -> Path:
+        """Folder of TensorRT's timing caches."""
+        return self.timing_caches or self.state / "timing-caches"
 
     @property
     def slots(self) -> Path:

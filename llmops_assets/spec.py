@@ -27,6 +27,11 @@ from pydantic import (
 from llmops_assets.compliance.model_card import ModelCard
 from llmops_assets.errors import SpecError
 from llmops_assets.release import MODEL_NAME
+from llmops_assets.toolchains.tensorrt_llm.combinations import refusals
+from llmops_assets.toolchains.tensorrt_llm.families import FamilyName
+from llmops_assets.toolchains.tensorrt_llm.flags import DType
+from llmops_assets.toolchains.tensorrt_llm.gpus import GPUName
+from llmops_assets.toolchains.tensorrt_llm.quantizations import KeyValueType, Quantization
 
 Ratio = Annotated[float, Field(ge=0)]
 """A share of 1. Thresholds above 1 are allowed: they are one way to say "never"."""
@@ -125,8 +130,140 @@ class OnnxRuntimeGenAIEngine(Section):
         default=32, description="Weights that share one scale; not for fp32."
     )
 
+    @property
+    def quantised(self) -> bool:
+        """Whether its weights are not those of the checkpoint."""
+        return self.precision != "fp32"
 
-Engine = OnnxRuntimeGenAIEngine
+
+class Parallelism(Section):
+    """Over how many GPUs a model is spread, and how."""
+
+    tensor: int = Field(default=1, ge=1, description="Ways that every layer is split.")
+    pipeline: int = Field(default=1, ge=1, description="Ways that the layers are dealt out.")
+    context: int = Field(default=1, ge=1, description="Ways that a prompt is split.")
+    expert: int = Field(
+        default=1,
+        ge=1,
+        description="Of the tensor ways, how many deal out whole experts; it divides `tensor`.",
+    )
+
+    @property
+    def world_size(self) -> int:
+        """GPUs, and files of the engine: one rank each."""
+        return self.tensor * self.pipeline * self.context
+
+
+class Calibration(Section):
+    """Local data on which a quantisation's scales are measured; never downloaded."""
+
+    data: Path = Field(
+        description="Directory of a data set whose split `train` has a column `text`; relative "
+        "to the repository's root."
+    )
+    samples: int = Field(default=512, ge=1, description="Rows that are read.")
+    max_seq_length: int = Field(default=512, ge=1, description="Tokens of a row that are read.")
+    batch_size: int = Field(default=1, ge=1, description="Rows at once.")
+    seed: int = Field(default=1234, ge=0)
+
+
+class KeyValueCache(Section):
+    """The cache of attention keys and values, which takes what memory the weights leave."""
+
+    dtype: KeyValueType = Field(default="auto", description="Of its entries; auto: as `dtype`.")
+    free_gpu_mem_fraction: float = Field(
+        default=0.9, gt=0, lt=1, description="Share of the memory that is free once loaded."
+    )
+    tokens_per_block: Literal[16, 32, 64, 128] = 32
+    reuse: bool = Field(default=True, description="Keep the blocks of prompts that come again.")
+
+
+class EngineLimits(Section):
+    """The largest shapes that an engine is built for, by their names in TensorRT-LLM."""
+
+    max_batch_size: int = Field(default=64, ge=1, description="Requests under way at once.")
+    max_input_len: int = Field(default=1024, ge=1, description="Tokens of a prompt.")
+    max_seq_len: int = Field(default=2048, ge=2, description="Tokens of prompt and answer.")
+    max_num_tokens: int = Field(default=8192, ge=1, description="Tokens of all in one step.")
+    max_beam_width: int = Field(default=1, ge=1)
+
+
+class EnginePlugins(Section):
+    """How `trtllm-build` implements what the model computes."""
+
+    gemm: Literal[
+        "auto", "float16", "bfloat16", "float32", "fp8", "nvfp4", "disable"
+    ] = "auto"  # fmt: skip
+    paged_context_attention: bool = Field(
+        default=True, description="Needed to reuse the KV cache and to chunk prompts."
+    )
+    gemm_swiglu: bool = Field(default=False, description="Fused for fp8 on Hopper.")
+    low_latency_gemm: bool = Field(default=False, description="For small batches in fp8.")
+    low_latency_gemm_swiglu: bool = Field(default=False, description="The same, fused.")
+    gemm_allreduce: Literal["float16", "bfloat16"] | None = None
+    reduce_fusion: bool = Field(default=False, description="With tensor parallelism.")
+    user_buffer: bool = Field(default=False, description="For Llama in fp8; reduce_fusion too.")
+    multiple_profiles: bool = Field(default=False, description="Faster, and longer to build.")
+
+
+class TensorRTLLMEngine(Section):
+    """An engine for NVIDIA GPUs, by TensorRT-LLM.
+
+    What is impossible is refused by `toolchains/tensorrt_llm/combinations.py`, with why.
+    """
+
+    toolchain: Literal["tensorrt_llm"]
+    backend: Literal["engine", "llmapi"] = Field(
+        default="engine",
+        description="engine: convert and build, below version 1.3. llmapi: Triton serves the "
+        "Hugging Face checkpoint as it is; the only one from 1.3 on.",
+    )
+    version: str = Field(
+        default="1.2.1",
+        pattern=r"^\d+\.\d+\.\d+((a|b|rc|\.post)\d+)?$",
+        description="Of TensorRT-LLM, in the image.",
+    )
+    image: str = Field(
+        default="nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3",
+        pattern=r"^[^\s@]+:[^\s@:/]+(@sha256:[0-9a-f]{64})?$",
+        description="That builds and that serves: an engine runs with the versions that built "
+        "it. With a digest it cannot change.",
+    )
+    gpu: GPUName = Field(description="That serves, and on which the engine is built.")
+    family: FamilyName | None = Field(
+        default=None, description="Whose convert_checkpoint.py converts; for backend engine."
+    )
+    dtype: DType = Field(default="auto", description="Of activations, and of other weights.")
+    quantization: Quantization = "none"
+    calibration: Calibration | None = None
+    parallelism: Parallelism = Parallelism()
+    kv_cache: KeyValueCache = KeyValueCache()
+    limits: EngineLimits = EngineLimits()
+    chunked_context: bool = Field(
+        default=False, description="Read a long prompt in several steps, between other requests."
+    )
+    scheduler: Literal["guaranteed_no_evict", "max_utilization"] = "guaranteed_no_evict"
+    plugins: EnginePlugins | None = Field(
+        default=None, description="For backend engine; unset: the defaults."
+    )
+
+    @property
+    def quantised(self) -> bool:
+        """Whether its weights or its KV cache are not those of the checkpoint."""
+        return self.quantization != "none" or self.kv_cache.dtype != "auto"
+
+    @property
+    def built_with(self) -> EnginePlugins:
+        """The plugins, or their defaults."""
+        return self.plugins or EnginePlugins()
+
+    @property
+    def paged_context(self) -> bool:
+        """Whether prompts may be read from paged KV cache; llmapi always can."""
+        return self.backend == "llmapi" or self.built_with.paged_context_attention
+
+
+Engine = Annotated[OnnxRuntimeGenAIEngine | TensorRTLLMEngine, Field(discriminator="toolchain")]
 
 
 class KnownAnswer(Section):
@@ -427,7 +564,44 @@ class ModelSpec(Section):
         return name
 
     def inconsistencies(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """Where gates do not fit the metrics: the place in the spec, and what is wrong."""
+        """Where sections do not fit each other: the place in the spec, and what is wrong."""
+        yield from self._metric_inconsistencies()
+        if isinstance(self.engine, TensorRTLLMEngine):
+            for place, message in refusals(self.engine):
+                yield ("engine", *place), message
+            yield from self._beyond(self.engine.limits)
+            yield from self._not_measured(self.engine)
+
+    def _beyond(self, limits: EngineLimits) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Requests that the constraints allow and an engine cannot hold."""
+        wanted = self.constraints
+        if wanted.max_input_tokens > limits.max_input_len:
+            yield (
+                ("constraints", "max_input_tokens"),
+                f"is more than engine.limits.max_input_len, {limits.max_input_len}",
+            )
+        longest = wanted.max_input_tokens + wanted.max_output_tokens
+        if longest > limits.max_seq_len:
+            yield (
+                ("constraints", "max_output_tokens"),
+                f"makes requests of {longest} tokens; engine.limits.max_seq_len is "
+                f"{limits.max_seq_len}",
+            )
+
+    def _not_measured(
+        self, engine: TensorRTLLMEngine
+    ) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Metrics that the validation of this toolchain has no figures for."""
+        named = [metric if isinstance(metric, str) else metric.name for metric in self.metrics]
+        for name in self.gates.engine_accuracy.keys() & set(named):
+            place = ("gates", "engine_accuracy", name)
+            if isinstance(self.metric(name), HarnessMetric):
+                yield place, "is a task of the harness, which TensorRT-LLM's engines do not run"
+            elif name in LIKELIHOODS and engine.backend == "engine":
+                yield place, "needs logits of prompts, which engines are built without"
+
+    def _metric_inconsistencies(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Where gates do not fit the metrics."""
         names = [metric if isinstance(metric, str) else metric.name for metric in self.metrics]
         if len(set(names)) < len(names):
             yield ("metrics",), "a name is given twice"
@@ -435,7 +609,7 @@ class ModelSpec(Section):
             if not isinstance(metric, str) and metric.name in (*BUILT_IN_METRICS, "latency"):
                 place = ("metrics", position, "name")
                 yield place, f"{metric.name} is the name of a built-in metric; choose another"
-        if self.engine.precision != "fp32" and self.gates.engine_accuracy.keys() <= LIKELIHOODS:
+        if self.engine.quantised and self.gates.engine_accuracy.keys() <= LIKELIHOODS:
             yield (
                 ("gates", "engine_accuracy"),
                 "needs a metric of answers beside likelihoods, as the engine is quantised",
@@ -595,9 +769,13 @@ def _line_of(root: yaml.Node, location: Sequence[str | int]) -> int:
     return line + 1
 
 
+TAGS = ("source", "toolchain")
+"""The keys that tell a union's members apart."""
+
+
 def _tag(union: yaml.MappingNode) -> str | None:
     """What a mapping says of its kind, in the key that tells a union's members apart."""
-    return next((value.value for key, value in union.value if key.value == "source"), None)
+    return next((value.value for key, value in union.value if key.value in TAGS), None)
 
 
 def _duplicate_keys(root: yaml.Node) -> list[tuple[str, int]]:

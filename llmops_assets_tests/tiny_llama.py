@@ -110,6 +110,6 @@ def tiny_llama(folder: Path) -> TinyLlama:
     ).to_parquet(tiny.evaluation_data / "data.parquet", index=False)
     runner = tools(folder)
     toolchain.convert(tiny.checkpoint, tiny.converted, spec.engine, runner)
-    toolchain.build(tiny.converted, tiny.engine, spec.engine, runner)
+    toolchain.build(tiny.converted, tiny.engine, spec.engine, {}, runner)
     toolchain.package(tiny.engine, tiny.checkpoint, tiny.package, serving_spec())
     return tiny

@@ -31,7 +31,7 @@ OWNERS = ["team:ml-engineering"]
     partitions_def=RELEASES,
     group_name=GROUP,
     owners=OWNERS,
-    kinds={"onnx"},
+    kinds={"onnx", "tensorrt"},
     # Building starts once the release is registered, as the workflow has it.
     deps=["registered_model"],
     pool=HEAVY_POOL,
@@ -46,7 +46,7 @@ def converted_weights(
     release = context.partition_key
     platform.require(release, REGISTERED, platform.column(release))
     engine_spec = platform.spec(release).engine
-    toolchain = toolchain_for(engine_spec)
+    toolchain = toolchain_for(engine_spec, platform.settings)
 
     def convert(workshop: Workshop) -> Mapping[str, Any]:
         tools = platform.tools(release, "converted_weights", workshop, context.log.info)
@@ -66,7 +66,7 @@ def converted_weights(
     partitions_def=RELEASES,
     group_name=GROUP,
     owners=OWNERS,
-    kinds={"onnx"},
+    kinds={"onnx", "tensorrt"},
     pool=HEAVY_POOL,
 )
 @explained()
@@ -78,11 +78,16 @@ def engine(
     """The engine for its target, with a sidecar: architecture, tool versions, flags."""
     release = context.partition_key
     engine_spec = platform.spec(release).engine
-    toolchain = toolchain_for(engine_spec)
+    toolchain = toolchain_for(engine_spec, platform.settings)
 
     def build(workshop: Workshop) -> Mapping[str, Any]:
         tools = platform.tools(release, "engine", workshop, context.log.info)
-        return toolchain.build(converted_weights.path, workshop.output, engine_spec, tools)
+        # With what the weights were made from, as the engine's sidecar travels alone.
+        sources = {
+            **converted_weights.result.inputs,
+            "converted_weights": converted_weights.digest,
+        }
+        return toolchain.build(converted_weights.path, workshop.output, engine_spec, sources, tools)
 
     action = Action(
         asset="engine",
@@ -108,7 +113,7 @@ def engine(
     partitions_def=RELEASES,
     group_name=GROUP,
     owners=OWNERS,
-    kinds={"onnx", "parquet"},
+    kinds={"onnx", "tensorrt", "parquet"},
     pool=HEAVY_POOL,
 )
 @explained()
@@ -122,7 +127,7 @@ def engine_validation(
     """Local inference beside the checkpoint: agreement, accuracy, latency, throughput."""
     release = context.partition_key
     spec = platform.spec(release)
-    toolchain = toolchain_for(spec.engine)
+    toolchain = toolchain_for(spec.engine, platform.settings)
     platform.require(release, [FITS_TARGET], {"engine": engine})
     if (published := platform.columns.published(release, "engine_validation")) is not None:
         # The files of its tasks may have changed or gone by now.
@@ -156,6 +161,7 @@ def engine_validation(
             "constraints": canonical(spec.constraints),
             "threads": spec.serving.threads,
             "harness": tasks,
+            **toolchain.validation_parameters(spec),
         },
         versions=toolchain.versions(),
     )
@@ -166,7 +172,7 @@ def engine_validation(
     partitions_def=RELEASES,
     group_name=GROUP,
     owners=OWNERS,
-    kinds={"triton", "onnx"},
+    kinds={"triton", "onnx", "tensorrt"},
     # Not an input: the package is the same bytes however well they were validated.
     deps=["engine_validation"],
     pool=HEAVY_POOL,
@@ -180,7 +186,7 @@ def packaged_model(
 ) -> dg.MaterializeResult[ArtifactHandle]:
     """A Triton model repository: engine, config and tokenizer, without version or release."""
     spec = platform.spec(context.partition_key)
-    toolchain = toolchain_for(spec.engine)
+    toolchain = toolchain_for(spec.engine, platform.settings)
 
     def package(workshop: Workshop) -> Mapping[str, Any]:
         return toolchain.package(engine.path, checkpoint.path, workshop.output, spec)
@@ -193,6 +199,7 @@ def packaged_model(
             "model": spec.name,
             "serving": canonical(spec.serving),
             "constraints": canonical(spec.constraints),
+            **toolchain.package_parameters(spec.engine),
         },
         versions=toolchain.versions(),
     )
@@ -225,7 +232,10 @@ def compliance_report(
         "evaluation_data": evaluation_data,
         "evaluation": evaluation,
     }
-    runtime, dependencies = serving_environment(toolchain_for(spec.engine).serving_distributions)
+    toolchain = toolchain_for(spec.engine, platform.settings)
+    runtime, dependencies = serving_environment(
+        toolchain.serving_distributions, toolchain.serving_image
+    )
 
     def report(workshop: Workshop) -> Mapping[str, Any]:
         tools = platform.tools(release, "compliance_report", workshop, context.log.info)
@@ -255,7 +265,9 @@ def compliance_report(
             "environment": digest_of(
                 canonical_json([package.model_dump(mode="json") for package in dependencies])
             ),
-            **versions_of("cyclonedx-python-lib", "detect-secrets", "fickling", runtime.name),
+            **versions_of("cyclonedx-python-lib", "detect-secrets", "fickling"),
+            runtime.name: runtime.version,
+            **({"image": runtime.digest} if runtime.kind == "container" and runtime.digest else {}),
         },
     )
     return materialized(platform, produce(context, platform, action, report))

@@ -42,7 +42,9 @@ def engine_gates(
     context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
 ) -> Iterator[dg.AssetCheckResult]:
     yield from judge(context, platform, {
-        FITS_TARGET: lambda spec, column: judge_target(spec, column["engine"].path)
+        FITS_TARGET: lambda spec, column: judge_target(
+            spec, column["engine"].path, platform.settings
+        )
     })  # fmt: skip
 
 

@@ -10,10 +10,10 @@ from typing import Any
 from llmops_assets.errors import ToolchainError
 from llmops_assets.evidence.statistics import Decision
 from llmops_assets.evidence.verdicts import Finding, Judgement
+from llmops_assets.settings import Settings
 from llmops_assets.spec import ModelSpec, ParityGate
 from llmops_assets.storage.artifacts import ArtifactHandle
 from llmops_assets.toolchains import toolchain_for
-from llmops_assets.toolchains.base import Target
 
 VALIDATION_FILE = "validation.json"
 
@@ -36,20 +36,23 @@ def judge_weights(spec: ModelSpec, column: Mapping[str, ArtifactHandle]) -> Judg
     )
 
 
-def judge_target(spec: ModelSpec, engine: Path) -> Judgement:
+def judge_target(spec: ModelSpec, engine: Path, settings: Settings | None = None) -> Judgement:
     """The engine can run on this machine, where the local slots are."""
-    target = Target.here()
+    toolchain = toolchain_for(spec.engine, settings)
+    target = None
     try:
-        toolchain_for(spec.engine).compatible(engine, target)
+        target = toolchain.target()
+        toolchain.compatible(engine, target)
         problem = None
     except ToolchainError as error:
         problem = str(error)
     sidecar = json.loads((engine / "engine.json").read_text(encoding="utf-8"))
+    architecture = None if target is None else target.architecture
     return Judgement(
         decision=Decision.of(problem is None),
         measured={"target": sidecar["target"]},
-        threshold={"architecture": target.architecture},
-        reason=problem or f"The engine runs on {target.architecture}.",
+        threshold={"architecture": architecture},
+        reason=problem or f"The engine runs on {architecture}.",
     )
 
 

@@ -39,6 +39,7 @@ from llmops_assets.tools import ToolRunner, module_command
 if TYPE_CHECKING:
     # Imports Dagster, which the tool has no use for.
     from llmops_assets.storage.artifacts import ArtifactHandle
+    from llmops_assets.toolchains.base import ServingImage
 
 REPORT_FILE = "report.json"
 BILL_FILE = "bom.cdx.json"
@@ -81,16 +82,23 @@ class PackageReport(BaseModel):
     dependencies: int = Field(description="Packages in the bill of materials.")
 
 
-def serving_environment(packages: Iterable[str]) -> tuple[Runtime, tuple[Dependency, ...]]:
-    """What serves a package here: Triton's wheel, and the Python packages that it needs.
+def serving_environment(
+    packages: Iterable[str], image: ServingImage | None = None
+) -> tuple[Runtime, tuple[Dependency, ...]]:
+    """What serves a package: an image, or Triton's wheel and the packages that it needs.
 
     Args:
         packages: those that the toolchain's packages need beside Triton; they are recorded
             with what they need themselves.
+        image: of the toolchain's packages; None for Triton's wheel. What is in it, its
+            own bill of materials says.
 
     Raises:
         ToolchainError: Triton's wheel is not installed.
     """
+    if image is not None:
+        runtime = Runtime(kind="container", name=image.name, version=image.tag, digest=image.digest)
+        return runtime, dependency_record(packages)
     record = dependency_record([DISTRIBUTION, *packages])
     wheel = next(dependency for dependency in record if dependency.name == DISTRIBUTION)
     digest = None if wheel.archive_sha256 is None else f"sha256:{wheel.archive_sha256}"

@@ -321,11 +321,11 @@ def _inspect_json(
     configs[name] = content
     problems += [
         f"{name}: {key} asks transformers to run code; remove it and what it names"
-        for key in _code_keys(content)
+        for key in code_keys(content)
     ]
 
 
-def _code_keys(content: object) -> list[str]:
+def code_keys(content: object) -> list[str]:
     """Keys at any depth that ask for code.
 
     In a vocabulary such a word is a token, and its value a number.

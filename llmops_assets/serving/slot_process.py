@@ -1,9 +1,10 @@
 """What a slot holds, and the process that becomes its Triton server.
 
-A slot's directory holds `slot.json` (`SlotFile`) and `repository/`, a copy of a package's
-model repository with the version folder renamed to its number. `slot.json` is written
-last and removed first, so that a slot is either whole or empty, whenever the machine
-stops.
+A slot's directory holds `slot.json` (`SlotFile`) and `package/`, a copy of all folders of a
+package: `repository/`, the model repository with the version folder renamed to its number,
+and what its models read beside it, such as an engine. A server in a container has `package/`
+mounted where the package's configurations look for it. `slot.json` is written last and
+removed first, so that a slot is either whole or empty, whenever the machine stops.
 
 `python -m llmops_assets.serving.slot_process SLOT_DIRECTORY` reads every byte in its
 final place and compares it with `slot.json`, then replaces itself by tritonserver. Bytes
@@ -36,6 +37,7 @@ from llmops_assets.storage.store import Artifact, FileEntry
 from llmops_assets.toolchains.base import VERSION_FOLDER
 
 SLOT_FILE = "slot.json"
+PACKAGE = "package"
 REPOSITORY = "repository"
 EXIT_REFUSED = 3
 """Exit code for bytes that are not the package's; starting again would not help."""
@@ -50,7 +52,7 @@ class SlotFile(BaseModel):
     model: str
     endpoint: Endpoint
     manifest: tuple[FileEntry, ...]
-    """Every file below `repository/`, paths relative to it."""
+    """Every file below `package/`, paths relative to it."""
 
 
 def read_slot(slot_directory: Path) -> SlotFile | None:
@@ -101,7 +103,7 @@ def place(
         SlotError: the package is another one than deployed, or holds no such model.
     """
     manifest, sources = _plan(package, deployment, model)
-    beside = slot_directory / (REPOSITORY + ".new")
+    beside = slot_directory / (PACKAGE + ".new")
     if beside.exists():
         shutil.rmtree(beside)  # left by a call that was killed
     beside.mkdir(parents=True)
@@ -122,7 +124,7 @@ def place(
         raise
     slot = SlotFile(deployment=deployment, model=model, endpoint=endpoint, manifest=manifest)
     empty(slot_directory)
-    beside.rename(slot_directory / REPOSITORY)
+    beside.rename(slot_directory / PACKAGE)
     unfinished = slot_directory / (SLOT_FILE + ".new")
     with unfinished.open("w", encoding="utf-8") as file:
         file.write(slot.model_dump_json(indent=2))
@@ -136,18 +138,18 @@ def place(
 def empty(slot_directory: Path) -> None:
     """Removes what a stopped slot holds; emptying an empty slot does nothing."""
     (slot_directory / SLOT_FILE).unlink(missing_ok=True)
-    if (slot_directory / REPOSITORY).exists():
-        shutil.rmtree(slot_directory / REPOSITORY)
-    remove_leftovers(slot_directory / REPOSITORY)
+    if (slot_directory / PACKAGE).exists():
+        shutil.rmtree(slot_directory / PACKAGE)
+    remove_leftovers(slot_directory / PACKAGE / REPOSITORY)
 
 
 def verify(slot_directory: Path, slot: SlotFile) -> None:
-    """Reads every byte of the slot's repository and compares it with the manifest.
+    """Reads every byte of the slot's package and compares it with the manifest.
 
     Raises:
         ArtifactCorruptError: naming everything that is missing, extra, a link or different.
     """
-    root = slot_directory / REPOSITORY
+    root = slot_directory / PACKAGE
     expected = {entry.path: entry for entry in slot.manifest}
     folders = {str(parent) for path in expected for parent in PurePosixPath(path).parents}
     problems: list[str] = []
@@ -185,6 +187,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     if len(arguments) != 1:
         sys.exit("usage: python -m llmops_assets.serving.slot_process SLOT_DIRECTORY")
     slot_directory = Path(arguments[0]).resolve()
+    repository = slot_directory / PACKAGE / REPOSITORY
     try:
         slot = read_slot(slot_directory)
         if slot is None:
@@ -193,20 +196,20 @@ def main(arguments: Sequence[str]) -> NoReturn:
                 expected=f"a {SLOT_FILE}",
                 cure="deploy a release into this slot",
             )
-        _remove_bytecode(slot_directory / REPOSITORY)
+        _remove_bytecode(repository)
         verify(slot_directory, slot)
     except LLMOpsError as error:
         print(f"refused: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_REFUSED)
     try:
         command, environment = server_command(
-            slot_directory / REPOSITORY,
+            repository,
             slot.endpoint,
             backend_directory(get_settings().state),
         )
     except LLMOpsError as error:
         sys.exit(f"cannot start: {error}")
-    remove_leftovers(slot_directory / REPOSITORY)
+    remove_leftovers(repository)
     deployment = slot.deployment
     print(f"verified {deployment.release} version {deployment.version}", flush=True)
     os.execve(command[0], command, environment)
@@ -233,14 +236,15 @@ def _plan(
                 found=file.path,
                 cure="do not deploy it; find out how it came into the store",
             )
-        if parts[:2] != (REPOSITORY, model) or len(parts) < 3:
-            continue
-        inside = list(parts[1:])
-        if inside[1] == VERSION_FOLDER:
-            inside[1] = str(deployment.version)
+        if len(parts) < 2:
+            continue  # says something of the package, and is not part of what serves
+        inside = list(parts)
+        if len(parts) > 3 and (parts[0], parts[2]) == (REPOSITORY, VERSION_FOLDER):
+            inside[2] = str(deployment.version)
         entries.append(FileEntry("/".join(inside), file.digest, file.size))
         sources.append(file.path)
-    if not any(entry.path.startswith(f"{model}/{deployment.version}/") for entry in entries):
+    served = f"{REPOSITORY}/{model}/{deployment.version}/"
+    if not any(entry.path.startswith(served) for entry in entries):
         raise SlotError(
             f"Package {package.digest} cannot serve the model {model}",
             expected=f"files below {REPOSITORY}/{model}/{VERSION_FOLDER}/",

@@ -9,13 +9,16 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from llmops_assets.spec import Engine, ModelSpec
+from llmops_assets.spec import ModelSpec, Section
 from llmops_assets.tools import ToolRunner
 
 Facts = Mapping[str, Any]
 """What a step says of its result for people: JSON values, shown as asset metadata."""
+
+EngineSection = TypeVar("EngineSection", bound=Section, contravariant=True)
+"""The section of a spec that a toolchain is driven by, its member of `spec.Engine`."""
 
 VERSION_FOLDER = "version"
 """Name of a packaged model's version folder; deployment renames it to the version's number."""
@@ -27,13 +30,27 @@ class Target:
 
     architecture: str
     """As `platform.machine()` gives it, or a GPU's compute capability such as `sm_90`."""
+    gpus: int = 0
+    """GPUs of that architecture; 0 where the engine needs none."""
 
     @classmethod
     def here(cls) -> Target:
+        """This machine's CPU; what a toolchain builds for, its `target` says."""
         return cls(architecture=platform.machine())
 
 
-class EngineToolchain(Protocol):
+@dataclass(frozen=True)
+class ServingImage:
+    """The container image that serves a package."""
+
+    name: str
+    """With its registry, without tag."""
+    tag: str
+    digest: str | None
+    """`sha256:…`, where it is known."""
+
+
+class EngineToolchain(Protocol[EngineSection]):
     """Four steps, each a pure function of directories and parameters.
 
     Every step writes a new directory `output` (which does not exist before) and may be
@@ -43,6 +60,8 @@ class EngineToolchain(Protocol):
     name: str
     serving_distributions: tuple[str, ...]
     """Python packages that a package by this toolchain needs where it serves."""
+    serving_image: ServingImage | None
+    """What serves it; None for the Triton that is installed here."""
 
     def versions(self) -> Mapping[str, str]:
         """All that decides what the tools produce, beside inputs and parameters.
@@ -60,12 +79,28 @@ class EngineToolchain(Protocol):
         """
         ...
 
-    def conversion_parameters(self, engine: Engine) -> Mapping[str, Any]:
+    def conversion_parameters(self, engine: EngineSection) -> Mapping[str, Any]:
         """What of the spec's engine section the conversion depends on."""
         ...
 
-    def build_parameters(self, engine: Engine) -> Mapping[str, Any]:
+    def build_parameters(self, engine: EngineSection) -> Mapping[str, Any]:
         """What of the spec's engine section the build depends on."""
+        ...
+
+    def validation_parameters(self, spec: ModelSpec) -> Mapping[str, Any]:
+        """What of the spec the validation depends on beside constraints, threads and tasks."""
+        ...
+
+    def package_parameters(self, engine: EngineSection) -> Mapping[str, Any]:
+        """What of the spec's engine section the package depends on, beside the engine."""
+        ...
+
+    def target(self) -> Target:
+        """This machine, where the local slots are, as engines of this toolchain see it.
+
+        Raises:
+            ToolchainError: it has not what they need.
+        """
         ...
 
     def compatible(self, engine_directory: Path, target: Target) -> None:
@@ -76,7 +111,9 @@ class EngineToolchain(Protocol):
         """
         ...
 
-    def convert(self, checkpoint: Path, output: Path, engine: Engine, tools: ToolRunner) -> Facts:
+    def convert(
+        self, checkpoint: Path, output: Path, engine: EngineSection, tools: ToolRunner
+    ) -> Facts:
         """Hugging Face directory to the toolchain's checkpoint format.
 
         Raises:
@@ -84,10 +121,19 @@ class EngineToolchain(Protocol):
         """
         ...
 
-    def build(self, converted: Path, output: Path, engine: Engine, tools: ToolRunner) -> Facts:
+    def build(
+        self,
+        converted: Path,
+        output: Path,
+        engine: EngineSection,
+        sources: Mapping[str, str],
+        tools: ToolRunner,
+    ) -> Facts:
         """Converted weights to an engine with a sidecar `engine.json`.
 
         The sidecar holds toolchain, versions, target architecture and build parameters.
+        `sources` are digests of the converted weights and of what they were made from, by
+        asset, for a sidecar that names them.
 
         Raises:
             ToolError, ToolchainError: the tool failed, or its output is incomplete.

@@ -14,6 +14,7 @@ import pytest
 from llmops_assets.errors import ArtifactCorruptError, SlotError
 from llmops_assets.serving.slot_process import (
     EXIT_REFUSED,
+    PACKAGE,
     REPOSITORY,
     SLOT_FILE,
     empty,
@@ -48,7 +49,7 @@ def put(package: Path, slot: Path, artifact: Artifact | None = None, version: in
 
 
 def files(slot: Path) -> set[str]:
-    root = slot / REPOSITORY
+    root = slot / PACKAGE / REPOSITORY
     return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
 
 
@@ -64,10 +65,35 @@ def test_version_folder_gets_its_number(package: Path, tmp_path: Path) -> None:
     verify(tmp_path / "slot", held)
 
 
+def test_whole_package_is_placed_and_verified(package: Path, tmp_path: Path) -> None:
+    """An engine lies beside the repository, and an ensemble is several models: all of it
+    serves, so all of it is checked. Inner models keep the number that the package gave them.
+    """
+    inner = package / "repository" / "preprocessing" / "1"
+    inner.mkdir(parents=True)
+    (inner / "model.py").write_text("code")
+    (package / "engine").mkdir()
+    (package / "engine" / "rank0.engine").write_bytes(b"engine")
+    slot = tmp_path / "slot"
+    put(package, slot)
+    assert files(slot) == {
+        "m/config.pbtxt", "m/12/model.py", "m/12/engine/weights", "preprocessing/1/model.py",
+    }  # fmt: skip
+    engine = slot / PACKAGE / "engine" / "rank0.engine"
+    assert engine.read_bytes() == b"engine"
+    held = read_slot(slot)
+    assert held is not None
+    verify(slot, held)
+    engine.chmod(0o644)
+    engine.write_bytes(b"Engine")
+    with pytest.raises(ArtifactCorruptError, match=r"engine/rank0\.engine has other bytes"):
+        verify(slot, held)
+
+
 def test_files_are_read_only_copies(package: Path, tmp_path: Path) -> None:
     """A hard link would let damage in a slot reach the store, and every other slot."""
     put(package, tmp_path / "slot")
-    copy = tmp_path / "slot" / REPOSITORY / "m" / "12" / "engine" / "weights"
+    copy = tmp_path / "slot" / PACKAGE / REPOSITORY / "m" / "12" / "engine" / "weights"
     original = package / "repository" / "m" / "version" / "engine" / "weights"
     assert copy.read_bytes() == original.read_bytes()
     assert copy.stat().st_nlink == 1
@@ -87,7 +113,7 @@ def test_bytes_that_changed_on_the_way_are_refused(package: Path, tmp_path: Path
     assert held is not None
     assert held.deployment.version == 1
     verify(slot, held)
-    assert sorted(path.name for path in slot.iterdir()) == [REPOSITORY, SLOT_FILE]
+    assert sorted(path.name for path in slot.iterdir()) == [PACKAGE, SLOT_FILE]
 
 
 def test_replacing_leaves_nothing_of_the_old_package(package: Path, tmp_path: Path) -> None:
@@ -104,7 +130,7 @@ def test_slot_whose_filling_was_killed_is_empty(package: Path, tmp_path: Path) -
     put(package, slot, version=1)
     # Killed after the old files were removed, before slot.json: the worst moment.
     (slot / SLOT_FILE).unlink()
-    (slot / (REPOSITORY + ".new") / "m").mkdir(parents=True)
+    (slot / (PACKAGE + ".new") / "m").mkdir(parents=True)
     assert read_slot(slot) is None
     put(package, slot, version=2)
     held = read_slot(slot)
@@ -199,7 +225,7 @@ def test_every_kind_of_damage_is_named(
     put(package, slot)
     held = read_slot(slot)
     assert held is not None
-    damage(slot / REPOSITORY)
+    damage(slot / PACKAGE / REPOSITORY)
     with pytest.raises(ArtifactCorruptError, match=message):
         verify(slot, held)
 
@@ -217,7 +243,7 @@ def test_truncated_engine_is_refused_before_triton_starts(
     """The exit code tells the supervisor not to try again; no port may open meanwhile."""
     slot = tmp_path / "slot"
     endpoint = fill(tiny.package, slot)
-    os.truncate(slot / REPOSITORY / "tiny" / "1" / "engine" / "model.onnx.data", 1000)
+    os.truncate(slot / PACKAGE / REPOSITORY / "tiny" / "1" / "engine" / "model.onnx.data", 1000)
     assert start_process(slot, state).wait(30) == EXIT_REFUSED
     log = (slot / "log").read_text()
     assert "model.onnx.data has 1000 bytes" in log
@@ -238,11 +264,11 @@ def test_cached_bytecode_does_not_survive_a_start(
     """Python would execute it instead of the verified code."""
     slot = tmp_path / "slot"
     fill(tiny.package, slot)
-    cache = slot / REPOSITORY / "tiny" / "1" / "__pycache__"
+    cache = slot / PACKAGE / REPOSITORY / "tiny" / "1" / "__pycache__"
     cache.mkdir()
     (cache / "model.cpython-311.pyc").write_bytes(b"evil")
     # Another fault keeps Triton from starting, so that the cache cannot come back.
-    os.truncate(slot / REPOSITORY / "tiny" / "1" / "tokenizer.json", 0)
+    os.truncate(slot / PACKAGE / REPOSITORY / "tiny" / "1" / "tokenizer.json", 0)
     assert start_process(slot, state).wait(30) == EXIT_REFUSED
     assert not cache.exists()
     assert "__pycache__" not in (slot / "log").read_text()

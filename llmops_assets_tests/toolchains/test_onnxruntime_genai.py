@@ -45,14 +45,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyLlama:
 @pytest.fixture(scope="module")
 def int8_engine(tiny: TinyLlama, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("int8")
-    TOOLCHAIN.build(tiny.converted, folder / "engine", INT8, tools(folder))
+    TOOLCHAIN.build(tiny.converted, folder / "engine", INT8, {}, tools(folder))
     return folder / "engine"
 
 
 @pytest.fixture(scope="module")
 def int4_engine(tiny: TinyLlama, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("int4")
-    TOOLCHAIN.build(tiny.converted, folder / "engine", INT4, tools(folder))
+    TOOLCHAIN.build(tiny.converted, folder / "engine", INT4, {}, tools(folder))
     return folder / "engine"
 
 
@@ -91,7 +91,7 @@ def test_conversion_knows_nothing_of_the_repository_around_it(tiny: TinyLlama) -
 
 def test_build_is_bit_deterministic(tiny: TinyLlama, int8_engine: Path, tmp_path: Path) -> None:
     """A rebuilt engine must keep its digest, and with it its verdicts."""
-    TOOLCHAIN.build(tiny.converted, tmp_path / "engine", INT8, tools(tmp_path))
+    TOOLCHAIN.build(tiny.converted, tmp_path / "engine", INT8, {}, tools(tmp_path))
     assert digests(tmp_path / "engine") == digests(int8_engine)
 
 
@@ -261,7 +261,7 @@ def test_cut_off_weights_are_noticed(tiny: TinyLlama, tmp_path: Path) -> None:
     with (tmp_path / "converted" / "model.onnx.data").open("r+b") as weights:
         weights.truncate((tiny.converted / "model.onnx.data").stat().st_size - 1)
     with pytest.raises(ToolchainError, match=r"model\.onnx\.data is cut off"):
-        TOOLCHAIN.build(tmp_path / "converted", tmp_path / "engine", INT8, tools(tmp_path))
+        TOOLCHAIN.build(tmp_path / "converted", tmp_path / "engine", INT8, {}, tools(tmp_path))
     assert not (tmp_path / "engine").exists()
 
 

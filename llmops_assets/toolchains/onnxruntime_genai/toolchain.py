@@ -16,8 +16,8 @@ from typing import Any
 
 from llmops_assets.develop.harness_tasks import tool_arguments
 from llmops_assets.errors import ToolchainError
-from llmops_assets.spec import Engine, ModelSpec
-from llmops_assets.toolchains.base import Facts, Target
+from llmops_assets.spec import ModelSpec, OnnxRuntimeGenAIEngine
+from llmops_assets.toolchains.base import Facts, ServingImage, Target
 from llmops_assets.toolchains.onnxruntime_genai.engine_directory import (
     SIDECAR,
     TOKENIZER,
@@ -48,6 +48,7 @@ class OnnxRuntimeGenAIToolchain:
 
     name = NAME
     serving_distributions: tuple[str, ...] = ("onnxruntime-genai", "tokenizers", "numpy")
+    serving_image: ServingImage | None = None
 
     def versions(self) -> Mapping[str, str]:
         """Versions of the packages and of our own sources, and the machine's architecture.
@@ -74,14 +75,23 @@ class OnnxRuntimeGenAIToolchain:
     def check_weights(self, converted: Path) -> None:
         check_model_directory(converted)
 
-    def conversion_parameters(self, engine: Engine) -> Mapping[str, Any]:
+    def conversion_parameters(self, engine: OnnxRuntimeGenAIEngine) -> Mapping[str, Any]:
         # Always full precision, so that another precision needs only another build.
         return {"precision": "fp32"}
 
-    def build_parameters(self, engine: Engine) -> Mapping[str, Any]:
+    def build_parameters(self, engine: OnnxRuntimeGenAIEngine) -> Mapping[str, Any]:
         if engine.precision == "fp32":
             return {"precision": "fp32"}
         return {"precision": engine.precision, "block_size": engine.block_size}
+
+    def validation_parameters(self, spec: ModelSpec) -> Mapping[str, Any]:
+        return {}
+
+    def package_parameters(self, engine: OnnxRuntimeGenAIEngine) -> Mapping[str, Any]:
+        return {}
+
+    def target(self) -> Target:
+        return Target.here()
 
     def compatible(self, engine_directory: Path, target: Target) -> None:
         sidecar = read_sidecar(engine_directory)
@@ -94,7 +104,9 @@ class OnnxRuntimeGenAIToolchain:
                 cure=f"build the engine on a machine with {target.architecture}",
             )
 
-    def convert(self, checkpoint: Path, output: Path, engine: Engine, tools: ToolRunner) -> Facts:
+    def convert(
+        self, checkpoint: Path, output: Path, engine: OnnxRuntimeGenAIEngine, tools: ToolRunner
+    ) -> Facts:
         # Options that would let the checkpoint's own code or a token of ours in are off.
         command = [
             sys.executable, "-m", "onnxruntime_genai.models.builder",
@@ -114,7 +126,15 @@ class OnnxRuntimeGenAIToolchain:
             "vocabulary": model["vocab_size"],
         }
 
-    def build(self, converted: Path, output: Path, engine: Engine, tools: ToolRunner) -> Facts:
+    def build(
+        self,
+        converted: Path,
+        output: Path,
+        engine: OnnxRuntimeGenAIEngine,
+        sources: Mapping[str, str],
+        tools: ToolRunner,
+    ) -> Facts:
+        # The sidecar does not name the sources: equal weights give an equal engine.
         check_model_directory(converted)
         command = module_command(
             "llmops_assets.toolchains.onnxruntime_genai.build",

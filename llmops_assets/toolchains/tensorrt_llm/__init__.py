@@ -1,0 +1,1 @@
+"""Engines for NVIDIA GPUs by TensorRT-LLM, driven as commands; it is never imported here."""

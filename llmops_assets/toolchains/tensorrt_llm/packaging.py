@@ -1,0 +1,515 @@
+"""Packs an engine, or a checkpoint for `llmapi`, into what a Triton server is started on.
+
+A package is mounted at one place, the same in staging, blue and green, because Triton's
+TensorRT-LLM backends read engine and tokenizer from absolute paths that stand in their
+configuration:
+
+    <PACKAGE_MOUNT>/repository/<model>/…          what clients ask
+    <PACKAGE_MOUNT>/repository/<inner model>/1/…  preprocessing and so on, engine backend only
+    <PACKAGE_MOUNT>/engine/, …/tokenizer/         engine backend
+    <PACKAGE_MOUNT>/checkpoint/                   llmapi backend
+
+Neither engine nor tokenizer is in a version folder: the C++ backend takes one
+`gpt_model_path` per model and never appends the version to it, so two versions in one server
+would share one engine. Releases are told apart by their servers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llmops_assets.errors import ToolchainError
+from llmops_assets.spec import Constraints, TensorRTLLMEngine
+from llmops_assets.toolchains.base import VERSION_FOLDER
+from llmops_assets.toolchains.tensorrt_llm.inputs import refuse_code
+from llmops_assets.toolchains.tensorrt_llm.model_yaml import (
+    CHECKPOINT,
+    MODEL_YAML,
+    PACKAGE_MOUNT,
+    read_llmapi_model,
+)
+from llmops_assets.toolchains.tensorrt_llm.sidecar import SIDECAR
+from llmops_assets.toolchains.tensorrt_llm.templates import fill, parse_configuration, rename
+
+REPOSITORY = "repository"
+ENGINE = "engine"
+TOKENIZER = "tokenizer"
+PACKAGE_FILE = "package.json"
+
+ENTRY_TEMPLATE = "ensemble"
+INNER_MODELS = ("preprocessing", "postprocessing", "tensorrt_llm", "tensorrt_llm_bls")
+LLMAPI_TEMPLATE = "tensorrt_llm"
+INNER_VERSION = "1"
+
+# Git and object storage drop empty folders, and a model without a version folder does not
+# load. An ensemble has nothing of its own to put there.
+VERSION_NOTE = "VERSION.txt"
+VERSION_NOTE_TEXT = "This file keeps its folder alive where empty folders are dropped.\n"
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "config.json",
+)  # fmt: skip
+"""What `transformers.AutoTokenizer` reads, where a checkpoint has it."""
+
+LOGITS_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
+REQUIRED: Mapping[str, frozenset[str]] = {
+    "ensemble": frozenset({"triton_max_batch_size", "logits_datatype"}),
+    "preprocessing": frozenset({"triton_max_batch_size", "tokenizer_dir"}),
+    "postprocessing": frozenset({"triton_max_batch_size", "tokenizer_dir"}),
+    "tensorrt_llm": frozenset(
+        {
+            "triton_max_batch_size", "triton_backend", "engine_dir", "batching_strategy",
+            "decoupled_mode",
+        }
+    ),
+    "tensorrt_llm_bls": frozenset({"triton_max_batch_size", "decoupled_mode"}),
+}  # fmt: skip
+UNSET = frozenset(
+    {
+        # Encoder-decoder and multimodal models.
+        "encoder_engine_dir", "cross_kv_cache_fraction", "multimodal_model_path",
+        "multimodal_encoders_name", "max_num_images", "hf_model_path",
+        # Attention windows, and a KV cache in host memory.
+        "max_attention_window_size", "sink_token_length", "kv_cache_host_memory_bytes",
+        "kv_cache_onboard_blocks",
+        # Adapters.
+        "lora_cache_optimal_adapter_size", "lora_cache_max_adapter_size",
+        "lora_cache_gpu_memory_fraction", "lora_cache_host_memory_bytes", "lora_prefetch_dir",
+        # Speculative and guided decoding.
+        "decoding_mode", "lookahead_window_size", "lookahead_ngram_size",
+        "lookahead_verification_set_size", "medusa_choices", "eagle_choices",
+        "speculative_decoding_fast_logits", "tensorrt_llm_draft_model_name",
+        "guided_decoding_backend", "xgrammar_tokenizer_info_path",
+        # The backend's own defaults are meant.
+        "cancellation_check_period_ms", "stats_check_period_ms", "iter_stats_max_iterations",
+        "request_stats_max_iterations", "normalize_log_probs", "gpu_weights_percent",
+        "enable_context_fmha_fp32_acc", "multi_block_mode", "cuda_graph_mode",
+        "cuda_graph_cache_size", "enable_trt_overlap",
+        # Several nodes, and workers that were started before the server.
+        "participant_ids", "num_nodes",
+    }
+)  # fmt: skip
+"""Placeholders of parameters that this toolchain leaves at their default."""
+
+
+class EngineServing(BaseModel):
+    """How Triton serves an engine; see `docs/model_config.md` of tensorrtllm_backend."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_batch_size: int = Field(ge=1, description="Requests in one batch; the engine's at most.")
+    instances: int = Field(default=1, ge=1, description="Of each Python model.")
+    add_special_tokens: bool = Field(
+        default=True, description="Without a start token many models answer garbage."
+    )
+    kv_cache_free_gpu_mem_fraction: float = Field(
+        default=0.9, gt=0, lt=1, description="Of the memory that is free once the engine is in."
+    )
+    max_tokens_in_paged_kv_cache: int | None = Field(default=None, ge=1)
+    batch_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = (
+        "guaranteed_no_evict"
+    )
+    enable_kv_cache_reuse: bool = True
+    enable_chunked_context: bool = False
+    max_queue_delay_microseconds: int = Field(default=0, ge=0)
+    max_queue_size: int = Field(default=0, ge=0, description="0 is no limit.")
+    gpu_device_ids: tuple[int, ...] = Field(
+        default=(), description="For orchestrator mode; none: the first ones."
+    )
+
+    @classmethod
+    def of(cls, engine: TensorRTLLMEngine) -> EngineServing:
+        """What a spec's engine section says of serving."""
+        return cls(
+            max_batch_size=engine.limits.max_batch_size,
+            kv_cache_free_gpu_mem_fraction=engine.kv_cache.free_gpu_mem_fraction,
+            batch_scheduler_policy=engine.scheduler,
+            enable_kv_cache_reuse=engine.kv_cache.reuse,
+            enable_chunked_context=engine.chunked_context,
+        )
+
+
+def package_engine(
+    engine: Path,
+    checkpoint: Path,
+    templates: Path,
+    output: Path,
+    *,
+    model: str,
+    constraints: Constraints,
+    serving: EngineServing,
+) -> None:
+    """Writes the package of an engine. Equal inputs give equal bytes.
+
+    The entry is the image's ensemble under the model's name, so that clients ask for the
+    model by the same name whichever backend serves it.
+
+    Args:
+        engine: from trtllm-build, with its sidecar, which stays behind.
+        checkpoint: Hugging Face directory; its tokenizer is taken.
+        templates: from `find_templates("engine")`, in the image that serves.
+        output: directory to write.
+        model: the model's name.
+        constraints: longest prompt and answer, tokens.
+        serving: settings of Triton.
+
+    Raises:
+        ToolchainError: the engine is smaller than what is promised, the tokenizer would run
+            code or is missing, or a template is not one that this toolchain knows.
+    """
+    if model in INNER_MODELS:
+        raise ToolchainError(
+            f"A model cannot be called {model} when an engine serves it",
+            expected=f"none of {', '.join(INNER_MODELS)}, which are in every package",
+            found=model,
+            cure="give the model another name in its spec",
+        )
+    config = _read_json(engine / "config.json")
+    _check_limits(config, constraints, serving)
+    values = _values(config, serving)
+    repository = output / REPOSITORY
+    for name in (ENTRY_TEMPLATE, *INNER_MODELS):
+        template = templates / name
+        text = fill(
+            _read_template(template), values, unset=UNSET, required=REQUIRED[name], name=name
+        )
+        if name == ENTRY_TEMPLATE:
+            _write_model(template, repository / model, rename(text, name, model), VERSION_FOLDER)
+        else:
+            _write_model(template, repository / name, text, INNER_VERSION)
+    _check_engine_configuration(repository / "tensorrt_llm" / "config.pbtxt")
+    copy_tree(engine, output / ENGINE, leave={SIDECAR})
+    _copy_tokenizer(checkpoint, output / TOKENIZER)
+    _write_description(
+        output,
+        model=model,
+        backend="engine",
+        world_size=config["pretrained_config"]["mapping"]["world_size"],
+        tensorrt_llm=config["version"],
+        constraints=constraints,
+        serving=serving.model_dump(mode="json"),
+    )
+    check_package(output, model)
+
+
+def package_llmapi(
+    engine: Path, templates: Path, output: Path, *, model: str, constraints: Constraints
+) -> None:
+    """Writes the package of a checkpoint that Triton's `llmapi` model serves.
+
+    Args:
+        engine: the checkpoint with its frozen `model.yaml`, and a sidecar, which stays behind.
+        templates: from `find_templates("llmapi")`, in the image that serves.
+        output: directory to write.
+        model: the model's name.
+        constraints: longest prompt and answer, tokens.
+
+    Raises:
+        ToolchainError: `model.yaml` is not a frozen one or promises less than the spec, the
+            checkpoint would run code, or the template is not one that this toolchain knows.
+    """
+    frozen = read_llmapi_model(engine / MODEL_YAML)
+    longest = constraints.max_input_tokens + constraints.max_output_tokens
+    if longest > frozen.max_seq_len:
+        raise _too_short("max_seq_len", frozen.max_seq_len, longest)
+    refuse_code(engine)
+    template = templates / LLMAPI_TEMPLATE
+    # It has no placeholders; if a version brings some, they must not slip through.
+    text = fill(_read_template(template), {}, unset=(), required=(), name=LLMAPI_TEMPLATE)
+    folder = output / REPOSITORY / model
+    _write_model(template, folder, rename(text, LLMAPI_TEMPLATE, model), VERSION_FOLDER)
+    shutil.copyfile(engine / MODEL_YAML, folder / VERSION_FOLDER / MODEL_YAML)
+    copy_tree(engine, output / CHECKPOINT, leave={SIDECAR, MODEL_YAML})
+    _write_description(
+        output,
+        model=model,
+        backend="llmapi",
+        world_size=frozen.tensor_parallel_size * frozen.pipeline_parallel_size,
+        tensorrt_llm=None,
+        constraints=constraints,
+        serving=frozen.model_dump(mode="json"),
+    )
+    check_package(output, model)
+
+
+def check_package(package: Path, model: str) -> None:
+    """Checks that Triton could start on a package.
+
+    Every configuration is read by Triton's protobuf and names its folder, every model has
+    one version folder with something in it, and every absolute path is below the mount and
+    leads to something in the package.
+
+    Raises:
+        ToolchainError: naming everything that is wrong.
+    """
+    problems: list[str] = []
+    folders = sorted(path for path in (package / REPOSITORY).iterdir() if path.is_dir())
+    if model not in [folder.name for folder in folders]:
+        problems.append(f"there is no model {model}")
+    for folder in folders:
+        text = (folder / "config.pbtxt").read_text(encoding="utf-8")
+        if "${" in text:
+            problems.append(f"config.pbtxt of {folder.name} has a placeholder left")
+        configuration = parse_configuration(text, folder.name)
+        if configuration.name != folder.name:
+            problems.append(f"config.pbtxt of {folder.name} names {configuration.name}")
+        paths = [
+            configuration.parameters[key].string_value
+            for key in ("gpt_model_path", "tokenizer_dir")
+            if key in configuration.parameters
+        ]
+        if (folder / VERSION_FOLDER / MODEL_YAML).is_file():
+            paths.append(read_llmapi_model(folder / VERSION_FOLDER / MODEL_YAML).model)
+        problems += [
+            f"{folder.name} reads {path}, where the server will have nothing"
+            for path in paths
+            if not _is_in_package(package, path)
+        ]
+        expected = VERSION_FOLDER if folder.name == model else INNER_VERSION
+        versions = [path for path in folder.iterdir() if path.is_dir()]
+        if [path.name for path in versions] != [expected]:
+            problems.append(f"{folder.name} has not the one version folder {expected}")
+        elif not any(path.is_file() and path.stat().st_size for path in versions[0].rglob("*")):
+            problems.append(f"the version folder of {folder.name} is empty")
+    if problems:
+        raise ToolchainError(
+            f"{package} is not a package that Triton can serve",
+            expected=f"models below {REPOSITORY}/, with paths below {PACKAGE_MOUNT}",
+            found="; ".join(problems),
+            cure="package the model again; if it repeats, compare the image's templates",
+        )
+
+
+def _values(config: Mapping[str, Any], serving: EngineServing) -> dict[str, str]:
+    """What is written into the templates, by placeholder."""
+    tokens = serving.max_tokens_in_paged_kv_cache
+    return {
+        "triton_backend": "tensorrtllm",
+        "triton_max_batch_size": str(serving.max_batch_size),
+        # Streaming sends several responses to one request.
+        "decoupled_mode": "true",
+        "batching_strategy": "inflight_fused_batching",
+        "engine_dir": str(PACKAGE_MOUNT / ENGINE),
+        "tokenizer_dir": str(PACKAGE_MOUNT / TOKENIZER),
+        "logits_datatype": _logits_type(config),
+        "encoder_input_features_data_type": "TYPE_FP16",
+        "prompt_embedding_table_data_type": "TYPE_FP16",
+        "max_queue_delay_microseconds": str(serving.max_queue_delay_microseconds),
+        "max_queue_size": str(serving.max_queue_size),
+        "preprocessing_instance_count": str(serving.instances),
+        "postprocessing_instance_count": str(serving.instances),
+        "bls_instance_count": str(serving.instances),
+        "add_special_tokens": _boolean(serving.add_special_tokens),
+        "skip_special_tokens": "true",
+        "accumulate_tokens": "false",
+        "tensorrt_llm_model_name": "tensorrt_llm",
+        "max_beam_width": str(config["build_config"]["max_beam_width"]),
+        "max_tokens_in_paged_kv_cache": "" if tokens is None else str(tokens),
+        "kv_cache_free_gpu_mem_fraction": str(serving.kv_cache_free_gpu_mem_fraction),
+        "batch_scheduler_policy": serving.batch_scheduler_policy,
+        "enable_kv_cache_reuse": _boolean(serving.enable_kv_cache_reuse),
+        "enable_chunked_context": _boolean(serving.enable_chunked_context),
+        "exclude_input_in_output": "true",
+        "gpu_device_ids": ",".join(map(str, serving.gpu_device_ids)),
+    }
+
+
+def _boolean(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _logits_type(config: Mapping[str, Any]) -> str:
+    dtype = config["pretrained_config"].get("logits_dtype", "float32")
+    try:
+        return LOGITS_TYPES[dtype]
+    except KeyError as error:
+        raise ToolchainError(
+            "Triton has no type for the engine's logits",
+            expected=" or ".join(LOGITS_TYPES),
+            found=dtype,
+            cure="build the engine with --logits_dtype float32",
+        ) from error
+
+
+def _check_limits(
+    config: Mapping[str, Any], constraints: Constraints, serving: EngineServing
+) -> None:
+    """Checks that the engine was built for what is promised."""
+    build = config["build_config"]
+    longest = constraints.max_input_tokens + constraints.max_output_tokens
+    for key, needed in {
+        "max_input_len": constraints.max_input_tokens,
+        "max_seq_len": longest,
+        "max_batch_size": serving.max_batch_size,
+    }.items():
+        if build[key] < needed:
+            raise _too_short(key, build[key], needed)
+
+
+def _too_short(key: str, found: int, needed: int) -> ToolchainError:
+    return ToolchainError(
+        "The engine was built for less than the spec promises",
+        expected=f"{key} of at least {needed}",
+        found=found,
+        cure=f"raise {key} in the spec's engine section, or lower constraints or batch size",
+    )
+
+
+def _check_engine_configuration(path: Path) -> None:
+    """Checks what Triton would only notice when it loads the engine, in other words."""
+    configuration = parse_configuration(path.read_text(encoding="utf-8"), "tensorrt_llm")
+    found = {
+        # Unfilled: `unable to find backend library for backend '${triton_backend}'`.
+        "backend": configuration.backend,
+        # Wrong: `Both encoder and decoder model paths are empty`.
+        "gpt_model_path": configuration.parameters["gpt_model_path"].string_value,
+        # Wrong: `Invalid gpt_model_type`.
+        "gpt_model_type": configuration.parameters["gpt_model_type"].string_value,
+        "decoupled": configuration.model_transaction_policy.decoupled,
+    }
+    expected = {
+        "backend": "tensorrtllm",
+        "gpt_model_path": str(PACKAGE_MOUNT / ENGINE),
+        "gpt_model_type": "inflight_fused_batching",
+        "decoupled": True,
+    }
+    if found != expected:
+        raise ToolchainError(
+            "The template of tensorrt_llm puts the engine's parameters elsewhere",
+            expected=expected,
+            found=found,
+            cure="look into the image's template; this toolchain does not know it",
+        )
+
+
+def _is_in_package(package: Path, path: str) -> bool:
+    try:
+        inside = PurePosixPath(path).relative_to(PACKAGE_MOUNT)
+    except ValueError:
+        return False
+    return ".." not in inside.parts and (package / inside).is_dir()
+
+
+def _write_model(template: Path, folder: Path, configuration: str, version: str) -> None:
+    """Copies a template's files and writes its configuration.
+
+    Its one version folder, if it still has one, becomes `version`.
+    """
+    # Triton ignores version folders whose names begin with 0.
+    versions = [path for path in template.iterdir() if path.is_dir() and path.name.isdigit()]
+    if len(versions) > 1 or any(path.name.startswith("0") for path in versions):
+        raise ToolchainError(
+            f"The template {template} is not one that this toolchain knows",
+            expected="one version folder, or none",
+            found=", ".join(sorted(path.name for path in versions)),
+            cure="look into the image's templates",
+        )
+    target = folder / version
+    if versions:
+        copy_tree(versions[0], target, leave=set())
+    target.mkdir(parents=True, exist_ok=True)
+    if not any(path.is_file() for path in target.rglob("*")):
+        (target / VERSION_NOTE).write_text(VERSION_NOTE_TEXT, encoding="utf-8")
+    (folder / "config.pbtxt").write_text(configuration, encoding="utf-8")
+
+
+def copy_tree(source: Path, target: Path, leave: set[str]) -> None:
+    """Copies files, without bytecode; `leave` names those at the top that stay behind."""
+    for path in sorted(source.rglob("*")):
+        inside = path.relative_to(source)
+        if path.is_symlink():
+            raise ToolchainError(
+                f"{path} is a link",
+                expected="a file, as a package must hold its bytes",
+                found=f"a link to {path.readlink()}",
+                cure="replace it by the file",
+            )
+        if not path.is_file() or "__pycache__" in inside.parts or str(inside) in leave:
+            continue
+        (target / inside).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / inside)
+
+
+def _copy_tokenizer(checkpoint: Path, target: Path) -> None:
+    if not (checkpoint / "tokenizer.json").is_file():
+        raise ToolchainError(
+            f"{checkpoint} has no tokenizer",
+            expected="tokenizer.json",
+            found="no such file",
+            cure="save the checkpoint with its fast tokenizer",
+        )
+    target.mkdir(parents=True)
+    for name in TOKENIZER_FILES:
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, target / name)
+    # Triton's preprocessing loads it with trust_remote_code=True.
+    refuse_code(target)
+
+
+def _write_description(
+    output: Path,
+    *,
+    model: str,
+    backend: str,
+    world_size: int,
+    tensorrt_llm: str | None,
+    constraints: Constraints,
+    serving: Mapping[str, Any],
+) -> None:
+    description = {
+        "model": model,
+        "toolchain": "tensorrt_llm",
+        "backend": backend,
+        "tensorrt_llm": tensorrt_llm,
+        "mount": str(PACKAGE_MOUNT),
+        "world_size": world_size,
+        "limits": constraints.model_dump(mode="json"),
+        "serving": dict(serving),
+    }
+    (output / PACKAGE_FILE).write_text(
+        json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
+
+
+def _read_template(template: Path) -> str:
+    try:
+        return (template / "config.pbtxt").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ToolchainError(
+            f"The image has no template for {template.name}",
+            expected=template / "config.pbtxt",
+            found=error,
+            cure="package in the Triton image that serves",
+        ) from error
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    content = _load(path)
+    build = content.get("build_config") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(build, dict):
+        raise ToolchainError(
+            f"{path} is not the config.json of an engine",
+            expected="version, pretrained_config and build_config, as trtllm-build writes them",
+            found=f"{', '.join(content)}" if isinstance(content, dict) else "no object",
+            cure="build the engine again; nothing may overwrite its config.json",
+        )
+    return content
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ToolchainError(
+            f"{path} cannot be read",
+            expected="JSON",
+            found=error,
+            cure="look into the step's log for the cause, then materialize the asset again",
+        ) from error

@@ -1,0 +1,1 @@
+"""A double of NVIDIA's model code; it does nothing."""
