@@ -99,5 +99,9 @@ class LifecycleOrderError(LLMOpsError):
     """A step of the lifecycle was asked for out of order."""
 
 
+class TriggerError(LLMOpsError):
+    """What a trigger listens to does not answer, or says what cannot be understood."""
+
+
 class StackError(LLMOpsError):
     """The local stack cannot start, or is not running."""

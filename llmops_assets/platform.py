@@ -124,6 +124,10 @@ class Platform:
         """
         return frozen_spec(ArtifactHandle(self.columns.get(release, "model_spec"), self.store))
 
+    def repository(self, release: str) -> Path:
+        """Folder that the release's tasks, code and data are relative to."""
+        return self.settings.models.parent
+
     def require(
         self, release: str, gates: Iterable[Gate], column: Mapping[str, ArtifactHandle]
     ) -> tuple[Standing, ...]:

@@ -75,6 +75,26 @@ class Release:
         """The release of a spec as it stands in a git commit (full or 12+ hex digits)."""
         return cls(model, f"g{commit[:12]}")
 
+    @classmethod
+    def from_registry(cls, model: str, version: int) -> Self:
+        """The release of a version that somebody registered in the model registry."""
+        return cls(model, f"v{version}")
+
+    @classmethod
+    def scheduled(cls, model: str, due: datetime) -> Self:
+        """The release that a schedule asks for at `due`."""
+        return cls(model, f"s{due.astimezone(UTC):%Y%m%dt%H%M%S}")
+
+    @classmethod
+    def bumped(cls, model: str, toolchain: str) -> Self:
+        """The release of what serves with another toolchain, of this digest."""
+        return cls(model, f"t{toolchain.removeprefix('sha256:')[:12]}")
+
+    @property
+    def registered_version(self) -> int | None:
+        """The registry's version that it was made from; None for other origins."""
+        return int(self.origin[1:]) if self.origin.startswith("v") else None
+
     @property
     def commit(self) -> str | None:
         """The first 12 digits of the commit that it was made from; None for other origins."""

@@ -10,7 +10,7 @@ from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from llmops_assets.errors import SettingsError
@@ -33,6 +33,41 @@ class Settings(BaseSettings):
         default=None,
         description="Folder that specs may take weights and data from, beside the one that "
         "holds the folder of specs.",
+    )
+    git_repository: str | None = Field(
+        default=None,
+        description="Repository whose pushes make releases: a path, or an https or ssh URL. "
+        "Unset: pushes make none.",
+    )
+    git_branch: str = Field(
+        default="main", min_length=1, description="Branch of LLMOPS_GIT_REPOSITORY that counts."
+    )
+    git_models: str = Field(
+        default="models",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$",
+        description="Folder of model specs in LLMOPS_GIT_REPOSITORY, from its root.",
+    )
+    git_timeout_seconds: float = Field(
+        default=30.0, gt=0, description="Limit of one call of git to LLMOPS_GIT_REPOSITORY."
+    )
+    registry_poll_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="How often the model registry is asked for new versions; a webhook asks at "
+        "once.",
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Secret that MLflow signs its webhooks with. Unset: no receiver is started.",
+    )
+    webhook_port: int | None = Field(
+        default=None, description="Receiver of webhooks. Unset: 8082, or a free port."
+    )
+    alertmanager_url: str | None = Field(
+        default=None,
+        description="Alertmanager whose alerts roll back or scale. Unset: the specs' service "
+        "objectives, measured here, take its place.",
     )
     policy: Path | None = Field(
         default=None,

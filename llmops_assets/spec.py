@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
+from cronsim import CronSim, CronSimError
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -84,7 +88,63 @@ class ImportedWeights(Section):
     path: Path = Field(description="Hugging Face directory; relative to the repository's root.")
 
 
-Weights = Annotated[TrainedWeights | ImportedWeights, Field(discriminator="source")]
+class MLflowWeights(Section):
+    """Weights of a version in MLflow's model registry, taken as they are."""
+
+    source: Literal["mlflow"]
+    model: str | None = Field(
+        default=None, min_length=1, description="Registered model; unset: of the spec's name."
+    )
+    version: int = Field(ge=1)
+
+
+class HuggingFaceWeights(Section):
+    """Weights from the Hugging Face Hub, taken as they are."""
+
+    source: Literal["huggingface"]
+    repository: str = Field(
+        pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", description="As organisation/name."
+    )
+    revision: str = Field(
+        pattern=r"^[0-9a-f]{40}$", description="Full commit hash; a branch or tag may move."
+    )
+
+
+class CommandWeights(Section):
+    """Weights by any trainer that writes a Hugging Face directory, such as NeMo's."""
+
+    source: Literal["command"]
+    command: tuple[str, ...] = Field(
+        min_length=1,
+        description="Program and arguments, run at the repository's root. {training_data} is "
+        "the Parquet file with the rows, {output} the directory to write, {work} a directory "
+        "that is kept when the trainer is killed and tried again.",
+    )
+    code: tuple[Path, ...] = Field(
+        min_length=1,
+        description="Files and folders that it runs, relative to the repository's root; a "
+        "change of them trains again.",
+    )
+    environment: tuple[str, ...] = Field(
+        default=(), description="Names of environment variables that it is given."
+    )
+
+    @field_validator("command")
+    @classmethod
+    def _known_placeholders(cls, command: tuple[str, ...]) -> tuple[str, ...]:
+        used = {name for part in command for name in re.findall(r"\{(\w*)\}", part)}
+        if unknown := used - set(TRAINER_PLACEHOLDERS):
+            raise ValueError(f"unknown placeholders {sorted(unknown)}")
+        if "output" not in used:
+            raise ValueError("must name {output}, the directory to write")
+        return command
+
+
+TRAINER_PLACEHOLDERS = ("training_data", "output", "work")
+Weights = Annotated[
+    TrainedWeights | ImportedWeights | MLflowWeights | HuggingFaceWeights | CommandWeights,
+    Field(discriminator="source"),
+]
 
 
 class Split(Section):
@@ -518,6 +578,53 @@ class Gates(Section):
     service: ServiceGate = ServiceGate()
 
 
+class Retraining(Section):
+    """When a new release is made because time has passed."""
+
+    cron: str = Field(description="Five fields, such as `0 3 * * mon`.")
+    timezone: str = Field(default="UTC", description="IANA name, such as Europe/Berlin.")
+    when: Literal["changed", "always"] = Field(
+        default="changed",
+        description="changed: only if data or code differ from the newest release's.",
+    )
+
+    @field_validator("cron")
+    @classmethod
+    def _cron(cls, cron: str) -> str:
+        if len(cron.split()) != 5:
+            raise ValueError("must have five fields: minute, hour, day, month, day of the week")
+        try:
+            CronSim(cron, datetime(2026, 1, 1, tzinfo=UTC))
+        except CronSimError as error:
+            raise ValueError(f"is no cron expression: {error}") from error
+        return cron
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError("is no IANA time zone; Europe/Berlin is one") from error
+        return name
+
+
+class AlertRule(Section):
+    """What an alert about what serves in production makes the platform do."""
+
+    match: dict[str, str] = Field(
+        min_length=1,
+        description="Labels that an alert must have. It must be about this model besides, by "
+        "its label `model`.",
+    )
+    action: Literal["rollback", "scale", "notify"]
+    damping_seconds: float = Field(
+        default=600.0,
+        ge=0,
+        description="After an action by this rule, alerts that come and go are only recorded.",
+    )
+
+
 class Rollout(Section):
     """How a release replaces the one that serves."""
 
@@ -553,6 +660,10 @@ class ModelSpec(Section):
     engine: Engine
     serving: Serving
     gates: Gates
+    retraining: Retraining | None = Field(default=None, description="Unset: never by itself.")
+    alerts: tuple[AlertRule, ...] = Field(
+        default=(), description="The first rule that matches an alert decides."
+    )
     rollout: Rollout = Rollout()
     retention: Retention = Retention()
 

@@ -132,7 +132,7 @@ def engine_validation(
     if (published := platform.columns.published(release, "engine_validation")) is not None:
         # The files of its tasks may have changed or gone by now.
         return materialized(platform, published)
-    repository = platform.settings.models.parent
+    repository = platform.repository(release)
     tasks = task_digests(spec.harness, repository)
 
     def validate(workshop: Workshop) -> Mapping[str, Any]:

@@ -53,7 +53,9 @@ def engine_validation_gates(
     context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
 ) -> Iterator[dg.AssetCheckResult]:
     def results(spec: ModelSpec, column: Mapping[str, ArtifactHandle]) -> Results:
-        return Results(column["engine_validation"].path, spec, platform.settings.models.parent)
+        return Results(
+            column["engine_validation"].path, spec, platform.repository(context.partition_key)
+        )
 
     yield from judge(context, platform, {
         PARITY: lambda spec, column: judge_parity(

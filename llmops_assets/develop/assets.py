@@ -266,7 +266,7 @@ def evaluation(
     # The checkpoint is loaded here, perhaps in a run of its own that no check blocks.
     platform.require(release, [CHECKPOINT_SAFE], {"checkpoint": checkpoint})
 
-    repository = platform.settings.models.parent
+    repository = platform.repository(release)
 
     def evaluate(of: Path, workshop: Workshop) -> Mapping[str, Any]:
         tools = platform.tools(release, "evaluation", workshop, context.log.info)

@@ -76,8 +76,10 @@ def checkpoint_gates(
 def evaluation_gates(
     context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
 ) -> Iterator[dg.AssetCheckResult]:
+    repository = platform.repository(context.partition_key)
+
     def results(spec: ModelSpec, column: Mapping[str, ArtifactHandle]) -> Results:
-        return Results(column["evaluation"].path, spec, platform.settings.models.parent)
+        return Results(column["evaluation"].path, spec, repository)
 
     def regression(spec: ModelSpec, column: Mapping[str, ArtifactHandle]) -> Judgement:
         baseline = serving_baseline(platform.routes, platform.columns, spec.name)
@@ -87,7 +89,7 @@ def evaluation_gates(
             else platform.columns.performed(
                 evaluation_action(
                     spec,
-                    platform.settings.models.parent,
+                    repository,
                     baseline.checkpoint,
                     column["evaluation_data"].digest,
                 )

@@ -12,8 +12,7 @@ from llmops_assets.platform import Platform
 from llmops_assets.release import Release
 from llmops_assets.serving.routes import Route
 from llmops_assets.settings import Settings
-
-REQUESTED_BY_TAG = "llmops/requested_by"
+from llmops_assets.triggers.requests import REQUESTED_BY_TAG
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""How triggers ask for runs: named jobs, with keys that carry the event's identity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from llmops_assets.partitions import RELEASES
+from llmops_assets.release import Release
+from llmops_assets.triggers.cursors import Cursor
+
+REQUESTED_BY_TAG = "llmops/requested_by"
+"""Who asked for a run: a person, or the trigger when it was nobody."""
+EVENT_TAG = "llmops/event"
+"""What happened, in a few words; `llmops triggers` shows it."""
+RUNS_PER_TICK = 25
+"""A tick asks for no more, so that it ends in time; the next one goes on."""
+
+
+def release_run(
+    release: Release, *, event: str, requested_by: str, config: Mapping[str, Any]
+) -> dg.RunRequest:
+    """A run of the job `release`. However often it is asked for, Dagster makes one run.
+
+    Args:
+        config: of `model_spec`.
+    """
+    return dg.RunRequest(
+        # Keys are per sensor; the release's name is derived from the event.
+        run_key=release.key,
+        job_name="release",
+        partition_key=release.key,
+        run_config={"ops": {"model_spec": {"config": dict(config)}}},
+        tags={REQUESTED_BY_TAG: requested_by, EVENT_TAG: event},
+    )
+
+
+def was_requested(instance: dg.DagsterInstance, job: str, partition: str) -> bool:
+    """Whether somebody, this trigger or another or CI, asked for the run before."""
+    filters = dg.RunsFilter(job_name=job, tags={"dagster/partition": partition})
+    return bool(instance.get_run_records(filters, limit=1))
+
+
+def outcome(runs: Sequence[dg.RunRequest], cursor: Cursor) -> dg.SensorResult:
+    """A tick's result: runs, the partitions that they need, and what to remember."""
+    keys = [run.partition_key for run in runs if run.job_name == "release" and run.partition_key]
+    return dg.SensorResult(
+        run_requests=list(runs),
+        dynamic_partitions_requests=[RELEASES.build_add_request(keys)] if keys else [],
+        cursor=cursor.to_json(),
+    )
