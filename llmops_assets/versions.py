@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,14 +23,15 @@ def versions_of(*packages: str) -> dict[str, str]:
     return found
 
 
-def source_version(folder: Path) -> str:
-    """Digest of the Python sources below a folder of ours.
+def source_version(folder: Path, modules: Collection[str] | None = None) -> str:
+    """Digest of Python sources of ours: a mended line ships without anybody remembering to
+    raise a number.
 
-    For steps that are cheap to run again: a mended line ships without anybody
-    remembering to raise a number.
+    Args:
+        folder: where they are.
+        modules: names of those that decide what a step writes, where a step costs too much
+            to run again for any other. None: all below the folder.
     """
-    sources = {
-        path.relative_to(folder).as_posix(): hash_file(path)
-        for path in sorted(folder.rglob("*.py"))
-    }
+    paths = folder.rglob("*.py") if modules is None else (folder / f"{m}.py" for m in modules)
+    sources = {path.relative_to(folder).as_posix(): hash_file(path) for path in sorted(paths)}
     return digest_of(canonical_json(sources))

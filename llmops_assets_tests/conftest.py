@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -38,7 +39,8 @@ def packages(rig: Rig) -> None:
     """Packages of three releases, as little as delivery needs of them."""
     for version in (1, 2, 3):
         rig.freeze(f"parrot.v{version}")
-        rig.publish(f"parrot.v{version}", "packaged_model", {"package": f"{version}"})
+        description = json.dumps({"package": version})
+        rig.publish(f"parrot.v{version}", "packaged_model", {"package.json": description})
 
 
 @pytest.fixture(scope="session")

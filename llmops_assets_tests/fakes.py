@@ -9,16 +9,23 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
-from llmops_assets.develop.registry import RELEASE_TAG, LossPoint, Registered
-from llmops_assets.errors import GatewayError, SlotError
+from llmops_assets.develop.registry import (
+    RELEASE_TAG,
+    ListedVersion,
+    LossPoint,
+    Readiness,
+    Registered,
+)
+from llmops_assets.errors import GatewayError, RegistryError, SlotError
 from llmops_assets.serving.metrics import Latency, ServiceSample
+from llmops_assets.serving.package_description import PackageDescription
 from llmops_assets.serving.routes import Route, Routes, RouteTarget
 from llmops_assets.serving.slots import Deployment, Endpoint, Environment, Slot, SlotState
 from llmops_assets.storage.store import Artifact, Store
@@ -35,9 +42,14 @@ class HttpDouble:
         double = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._answer({})
+
             def do_POST(self) -> None:
                 content = self.rfile.read(int(self.headers["Content-Length"]))
-                body = json.loads(content)
+                self._answer(json.loads(content))
+
+            def _answer(self, body: dict[str, Any]) -> None:
                 double.requests.append((self.path, body, dict(self.headers)))
                 status, answer = respond(self.path, body)
                 payload = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
@@ -91,7 +103,8 @@ class FakeSlots:
     """A double of `Slots`: each slot that was ever started has an HTTP server that answers.
 
     `answers` is what every slot says to a prompt; a prompt that is not in it gets an error.
-    A stream comes in one go, after `delay_seconds`.
+    A stream comes in one go, after `delay_seconds`, in the pieces that `pieces` makes of a
+    text. `metrics` is what every slot says of itself.
     """
 
     def __init__(self, store: Store, answers: Mapping[str, str]) -> None:
@@ -101,10 +114,18 @@ class FakeSlots:
         """Slots that do not become ready."""
         self.delay_seconds = 0.0
         """How long every answer takes."""
+        self.pieces: Callable[[str, Mapping[str, Any]], list[dict[str, Any]]] = embedded_pieces
+        self.metrics = ""
+        self.images: set[str] = set()
+        """Images that servers can be started from, beside the Triton that is always here."""
         self._store = store
         self._held: dict[Slot, Deployment] = {}
         self._running: set[Slot] = set()
         self._servers: dict[Slot, HttpDouble] = {}
+
+    def check_serves(self, package: PackageDescription) -> None:
+        if package.image is not None and str(package.image) not in self.images:
+            raise SlotError(f"No slot has {package.image}", cure="serve it on a cluster")
 
     def start(self, slot: Slot, package: Artifact, deployment: Deployment) -> Endpoint:
         assert package.digest == deployment.package, "the slot is told of another package"
@@ -179,14 +200,17 @@ class FakeSlots:
             for address in (model, f"{model}/versions/{version}")
             for call in ("generate", "generate_stream")
         ]
+        if slot in self._running and path == "/metrics":
+            return 200, self.metrics
         if slot not in self._running or path not in addresses:
             return 404, {"error": f"{slot} does not serve {path}"}
         time.sleep(self.delay_seconds)
         status, answer = generated(self.answers, body["text_input"], version)
         if status != 200 or path.endswith("/generate"):
             return status, answer
-        assert body["stream"] is True, "without it the packaged model answers in one piece"
-        return status, streamed(answer, body["max_tokens"])
+        pieces = self.pieces(answer["text_output"], body)
+        events = [{**answer, **piece} for piece in pieces]
+        return status, "".join(f"data: {json.dumps(event)}\n\n" for event in events)
 
 
 class FakeGateway:
@@ -209,6 +233,11 @@ class FakeGateway:
     @property
     def url(self) -> str:
         return self._server.url
+
+    @property
+    def asked(self) -> list[dict[str, Any]]:
+        """The body of every request that clients sent, in order."""
+        return [body for _, body, _ in self._server.requests]
 
     def apply(self, environment: Environment, routes: Mapping[str, Route]) -> None:
         assert self._held, "routes are read and applied under the gateway's lock"
@@ -252,10 +281,15 @@ class FakeGateway:
 
 
 class FakeRegistry:
-    """A double of `ModelRegistry` in memory; versions count from 1 in each model."""
+    """A double of `ModelRegistry` in memory; versions count from 1 in each model.
+
+    `people` is what others registered: put versions there, take them away, change them.
+    """
 
     def __init__(self) -> None:
         self.versions: dict[str, dict[str, Registered]] = {}
+        self.people: dict[tuple[str, int], ListedVersion] = {}
+        self.down = False
 
     def log_training(
         self, model: str, release: str, parameters: Mapping[str, Any], history: Sequence[LossPoint]
@@ -266,20 +300,54 @@ class FakeRegistry:
         return f"http://registry.invalid/{model}/{release}"
 
     def register(
-        self, model: str, release: str, tags: Mapping[str, str], manifest: Mapping[str, Any]
+        self,
+        model: str,
+        release: str,
+        tags: Mapping[str, str],
+        manifest: Mapping[str, Any],
+        version: int | None = None,
     ) -> Registered:
         versions = self.versions.setdefault(model, {})
         if release not in versions:
+            if version is None:
+                version = max(self.newest([model]).values(), default=0) + 1
+            elif (model, version) not in self.people:
+                raise RegistryError(f"There is no version {version} of {model}", cure="register it")
             versions[release] = Registered(
                 model=model,
-                version=len(versions) + 1,
+                version=version,
                 tags={**tags, RELEASE_TAG: release},
-                url=f"http://registry.invalid/{model}/versions/{len(versions) + 1}",
+                url=f"http://registry.invalid/{model}/versions/{version}",
             )
         return versions[release]
 
     def find(self, model: str, release: str) -> Registered | None:
         return self.versions.get(model, {}).get(release)
+
+    def registered_since(self, seen: Mapping[str, int]) -> Sequence[ListedVersion]:
+        return [
+            version
+            for version in self._all().values()
+            if version.model in seen and version.version > seen[version.model]
+        ]
+
+    def listed(self, model: str, version: int) -> ListedVersion | None:
+        return self._all().get((model, version))
+
+    def newest(self, models: Collection[str]) -> Mapping[str, int]:
+        return {model: number for model, number in sorted(self._all()) if model in models}
+
+    def _all(self) -> dict[tuple[str, int], ListedVersion]:
+        if self.down:
+            raise RegistryError("The registry does not answer", cure="start it")
+        ours = {
+            (model, registered.version): ListedVersion(
+                model, registered.version, Readiness.READY, None, release
+            )
+            for model, releases in self.versions.items()
+            for release, registered in releases.items()
+        }
+        return {**self.people, **ours}
 
 
 class FakeMetrics:
@@ -321,18 +389,23 @@ def generated(answers: Mapping[str, str], prompt: str, version: int) -> tuple[in
     return 200, {"text_output": answers[prompt], "model_version": str(version)}
 
 
-def streamed(answer: Mapping[str, str], max_tokens: int) -> str:
-    """A whole answer as the server-sent events of `generate_stream`: a character is a token."""
-    text = answer["text_output"]
-    assert len(text) < max_tokens, "the end token needs room as well"
+def embedded_pieces(text: str, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How the embedded toolchain's model streams an answer: a character is a token."""
+    assert body["stream"] is True, "without it the packaged model answers in one piece"
+    assert len(text) < body["max_tokens"], "the end token needs room as well"
     pieces = [*text, ""]
-    events = [
+    return [
         {
-            **answer,
             "text_output": piece,
             "output_tokens": count,
             "finish_reason": "stop" if count == len(pieces) else "",
         }
         for count, piece in enumerate(pieces, start=1)
     ]
-    return "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+
+
+def ensemble_pieces(text: str, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How NVIDIA's ensemble streams it: each piece counts its own, and no reason is given."""
+    assert body["stream"] is True, "without it the ensemble answers in one piece"
+    counted = {"num_output_tokens": 1} if body.get("return_num_output_tokens") else {}
+    return [{"text_output": piece, **counted} for piece in text[: body["max_tokens"]]]

@@ -24,6 +24,7 @@ from llmops_assets.evidence.gates import BUILT, CANARY, Gate
 from llmops_assets.evidence.statistics import Decision
 from llmops_assets.evidence.verdicts import NOTHING_SERVES, Judgement, Verdict, record_verdict
 from llmops_assets.platform import SPEC_FILE, Platform
+from llmops_assets.serving.package_description import PackageDescription
 from llmops_assets.serving.routes import Route
 from llmops_assets.serving.slots import Deployment, Environment
 from llmops_assets.settings import Settings
@@ -186,7 +187,11 @@ class Rig:
         self.publish(
             release,
             "packaged_model",
-            {"repository/parrot/config.pbtxt": 'name: "parrot"', "content": release},
+            {
+                "package.json": "{}",
+                "repository/parrot/config.pbtxt": 'name: "parrot"',
+                "content": release,
+            },
             PACKAGE_MEDIA_TYPE,
         )
         self.platform.columns.record(
@@ -248,6 +253,7 @@ def loaded(rig: Rig, version: int) -> LoadedPackage:
         Environment.PRODUCTION,
         MODEL,
         package,
+        PackageDescription(),
         deployment,
         "ada",
     )

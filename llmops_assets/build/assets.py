@@ -1,6 +1,5 @@
 """Build: from a checkpoint to a package that Triton can serve."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from llmops_assets.explained import explained
 from llmops_assets.partitions import RELEASES
 from llmops_assets.platform import Platform, frozen_spec
 from llmops_assets.reporting import materialized, produce
+from llmops_assets.serving.package_description import read_package
 from llmops_assets.spec import canonical
 from llmops_assets.storage.artifacts import ArtifactHandle, digests
 from llmops_assets.storage.columns import Action, Workshop
@@ -57,7 +57,7 @@ def converted_weights(
         media_type=f"application/vnd.llmops.weights.{toolchain.name}.v1",
         inputs={"checkpoint": checkpoint.digest},
         parameters=toolchain.conversion_parameters(engine_spec),
-        versions=toolchain.versions(),
+        versions=toolchain.versions("converted_weights"),
     )
     return materialized(platform, produce(context, platform, action, convert))
 
@@ -94,7 +94,7 @@ def engine(
         media_type=f"application/vnd.llmops.engine.{toolchain.name}.v1",
         inputs={"converted_weights": converted_weights.digest},
         parameters=toolchain.build_parameters(engine_spec),
-        versions=toolchain.versions(),
+        versions=toolchain.versions("engine"),
     )
     result = produce(context, platform, action, build)
     size = platform.store.describe(result.artifact).size
@@ -137,7 +137,7 @@ def engine_validation(
 
     def validate(workshop: Workshop) -> Mapping[str, Any]:
         tools = platform.tools(release, "engine_validation", workshop, context.log.info)
-        toolchain.validate(
+        facts = toolchain.validate(
             checkpoint.path,
             engine.path,
             evaluation_data.path,
@@ -147,7 +147,7 @@ def engine_validation(
             tools,
         )
         hold_tasks_still(spec.harness, repository, tasks)
-        return json.loads((workshop.output / "validation.json").read_text(encoding="utf-8"))
+        return facts
 
     action = Action(
         asset="engine_validation",
@@ -163,7 +163,7 @@ def engine_validation(
             "harness": tasks,
             **toolchain.validation_parameters(spec),
         },
-        versions=toolchain.versions(),
+        versions=toolchain.versions("engine_validation"),
     )
     return materialized(platform, produce(context, platform, action, validate))
 
@@ -201,7 +201,7 @@ def packaged_model(
             "constraints": canonical(spec.constraints),
             **toolchain.package_parameters(spec.engine),
         },
-        versions=toolchain.versions(),
+        versions=toolchain.versions("packaged_model"),
     )
     result = produce(context, platform, action, package)
     tree = tree_of(platform.store.describe(result.artifact))
@@ -234,7 +234,7 @@ def compliance_report(
     }
     toolchain = toolchain_for(spec.engine, platform.settings)
     runtime, dependencies = serving_environment(
-        toolchain.serving_distributions, toolchain.serving_image
+        toolchain.serving_distributions, read_package(packaged_model.path).image
     )
 
     def report(workshop: Workshop) -> Mapping[str, Any]:

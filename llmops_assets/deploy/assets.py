@@ -19,7 +19,7 @@ from llmops_assets.deploy.delivery import (
     warm,
 )
 from llmops_assets.deploy.load import measure_latency
-from llmops_assets.deploy.smoke import Answer, ask_known, judge_smoke
+from llmops_assets.deploy.smoke import Answer, ask_known, judge_smoke, server_problem
 from llmops_assets.develop.registration import Registration
 from llmops_assets.errors import LifecycleOrderError, SlotError
 from llmops_assets.evidence.gates import APPROVED, BUILT, CANARY, PROVEN, STAGED
@@ -38,11 +38,14 @@ from llmops_assets.reporting import (
     report_route,
     stop,
 )
+from llmops_assets.serving.package_description import read_package
+from llmops_assets.serving.request_contract import RequestContract
 from llmops_assets.serving.routes import Route
 from llmops_assets.serving.slots import Deployment, Environment, Slot
 from llmops_assets.spec import ModelSpec
 from llmops_assets.storage.artifacts import ArtifactHandle
 from llmops_assets.storage.columns import Action, Result, Workshop
+from llmops_assets.toolchains import toolchain_for
 
 GROUP = "deploy"
 ENGINEERS = ["team:ml-engineering"]
@@ -94,11 +97,12 @@ def staging_deployment(
         Registration.model_validate_json(registered_model.document).version, actor,
     )  # fmt: skip
     smoke = platform.spec(release).gates.smoke
-    right = judge_smoke(loaded.answers, smoke, loaded.deployment.version).passed
+    right = judge_smoke(loaded.answers, smoke, loaded.deployment.version, loaded.problem).passed
     inputs = {"packaged_model": packaged_model.digest}
     if right:
         # Before the route moves, so that nobody else's requests are measured with.
-        latency = _measure(context, platform, loaded, evaluation_data, checkpoint)
+        contract = read_package(packaged_model.path).asked
+        latency = _measure(context, platform, loaded, contract, evaluation_data, checkpoint)
         loaded = loaded.model_copy(update={"latency": latency})
         inputs["evaluation_data"] = evaluation_data.digest
     result = _record(platform, "staging_deployment", loaded, inputs, started)
@@ -147,6 +151,8 @@ def production_approval(
         reason=config.reason,
         about=config.package_digest,
     )
+    if document.decision == "approve":
+        approvals.check_not_rejected(platform.store, release, packaged_model.digest)
     action = Action(
         asset="production_approval",
         media_type="application/vnd.llmops.approval.v1",
@@ -213,10 +219,11 @@ def production_deployment(
         platform.require(release, PROVEN, platform.column(release))
         candidate = LoadedPackage.model_validate_json(production_candidate.document)
         _still_there(platform, candidate, packaged_model.digest)
+        contract = read_package(packaged_model.path).asked
         actor = f"run {context.run.run_id}"
         route = move(platform.routes, candidate, actor, f"deploying {release}", seen)
         try:
-            answers, verdict = _watch(platform, candidate, context.run.run_id)
+            answers, verdict = _watch(platform, candidate, contract, context.run.run_id)
         except BaseException as error:
             # Without a verdict a release does not serve. One that served before this run
             # is not to blame for what went wrong in it.
@@ -274,18 +281,25 @@ def _load(
             cure=f"make a new one of the same spec: `llmops release {model}`",
         )
     spec = platform.spec(release)
+    description = read_package(package.path)
     deployment = Deployment(package.digest, release, version)
     slot, endpoint = load(
-        platform.slots, platform.routes, environment, model, package.artifact, deployment, actor
-    )
+        platform.slots, platform.routes, environment, model, package.artifact, description,
+        deployment, actor,
+    )  # fmt: skip
+    load_seconds = (datetime.now(UTC) - started).total_seconds()
+    timeout_seconds = platform.settings.http_timeout_seconds
+    answers = ask_known(spec, endpoint, description.asked, timeout_seconds)
+    toolchain = toolchain_for(spec.engine, platform.settings)
     return LoadedPackage(
         environment=environment,
         model=model,
         colour=slot.colour,
         deployment=deployment,
         endpoint=endpoint,
-        load_seconds=(datetime.now(UTC) - started).total_seconds(),
-        answers=ask_known(spec, endpoint, platform.settings.http_timeout_seconds),
+        load_seconds=load_seconds,
+        answers=answers,
+        problem=server_problem(toolchain, package.path, endpoint, timeout_seconds),
         time=datetime.now(UTC),
     )
 
@@ -305,6 +319,7 @@ def _measure(
     context: dg.AssetExecutionContext,
     platform: Platform,
     loaded: LoadedPackage,
+    contract: RequestContract,
     evaluation_data: ArtifactHandle,
     checkpoint: ArtifactHandle,
 ) -> LatencySummary:
@@ -317,6 +332,7 @@ def _measure(
         platform.spec(release),
         loaded.endpoint,
         loaded.deployment.version,
+        contract,
         evaluation_data,
         checkpoint,
         # Who takes the time must not wait for the processor.
@@ -351,12 +367,15 @@ def _still_there(platform: Platform, candidate: LoadedPackage, package: str) -> 
 
 
 def _watch(
-    platform: Platform, candidate: LoadedPackage, run: str
+    platform: Platform, candidate: LoadedPackage, contract: RequestContract, run: str
 ) -> tuple[tuple[Answer, ...], Verdict]:
     """Asks the known questions through the gateway, and judges and records the answers."""
     release = candidate.deployment.release
     answers = ask_known(
-        platform.spec(release), platform.gateway_url, platform.settings.http_timeout_seconds
+        platform.spec(release),
+        platform.gateway_url,
+        contract,
+        platform.settings.http_timeout_seconds,
     )
 
     def canary(spec: ModelSpec, _: Mapping[str, ArtifactHandle]) -> Judgement:

@@ -19,7 +19,9 @@ from llmops_assets.storage.artifacts import ArtifactHandle
 def _judge_loaded(asset: str) -> Judge:
     def smoke(spec: ModelSpec, column: Mapping[str, ArtifactHandle]) -> Judgement:
         loaded = LoadedPackage.model_validate_json(column[asset].document)
-        return judge_smoke(loaded.answers, spec.gates.smoke, loaded.deployment.version)
+        return judge_smoke(
+            loaded.answers, spec.gates.smoke, loaded.deployment.version, loaded.problem
+        )
 
     return smoke
 

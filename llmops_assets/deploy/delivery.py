@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from llmops_assets.deploy.smoke import Answer
 from llmops_assets.errors import LifecycleOrderError
 from llmops_assets.evidence.latency import LatencySummary
+from llmops_assets.serving.package_description import PackageDescription
 from llmops_assets.serving.routes import Route, Routes, RouteTarget
 from llmops_assets.serving.slots import Colour, Deployment, Endpoint, Environment, Slot, Slots
 from llmops_assets.storage.store import Artifact
@@ -31,6 +32,8 @@ class LoadedPackage(BaseModel):
     load_seconds: float
     answers: tuple[Answer, ...]
     """To the known questions, asked of the slot itself."""
+    problem: str | None = None
+    """What the server says of itself that speaks against it."""
     latency: LatencySummary | None = None
     """Under load; None in production, and where an answer was wrong."""
     time: datetime
@@ -115,16 +118,20 @@ def load(
     environment: Environment,
     model: str,
     package: Artifact,
+    description: PackageDescription,
     deployment: Deployment,
     actor: str,
 ) -> tuple[Slot, Endpoint]:
     """Loads a package into the environment's idle slot, in place of what is warm there.
 
     Raises:
+        SlotError: the slots cannot serve it, or it did not load.
         LifecycleOrderError: no slot is idle.
         RefConflictError, GatewayError: the route could not be changed.
-        SlotError, ArtifactCorruptError: it did not load.
+        ArtifactCorruptError: the bytes in the slot are not the package's.
     """
+    # What cannot be served must not cost the warm release its place.
+    slots.check_serves(description)
     slot = claim_idle_slot(routes, environment, model, deployment, actor)
     return slot, slots.start(slot, package, deployment)
 

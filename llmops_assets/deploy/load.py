@@ -16,6 +16,7 @@ from llmops_assets.evidence.statistics import Decision
 from llmops_assets.evidence.verdicts import Judgement
 from llmops_assets.serving import aiperf
 from llmops_assets.serving.load import LoadResult
+from llmops_assets.serving.request_contract import RequestContract
 from llmops_assets.serving.slots import Endpoint
 from llmops_assets.spec import Gates, LatencyGate, ModelSpec
 from llmops_assets.storage.artifacts import ArtifactHandle
@@ -30,6 +31,7 @@ def measure_latency(
     spec: ModelSpec,
     endpoint: Endpoint,
     version: int,
+    contract: RequestContract,
     evaluation_data: ArtifactHandle,
     checkpoint: ArtifactHandle,
     tools: ToolRunner,
@@ -41,13 +43,15 @@ def measure_latency(
     Args:
         endpoint: of the slot; no gateway is measured with it.
         version: that must answer.
+        contract: of the package that is asked.
         checkpoint: AIPerf counts tokens with its tokenizer; the built-in generator needs none.
         tools: works in a folder that may hold what a killed attempt left.
         timeout_seconds: limit of one request, at least; more where the spec allows more.
         aiperf_command: the setting; None where it is not installed.
 
     Raises:
-        SettingsError: the spec asks for AIPerf, and it is not there.
+        SettingsError: the spec asks for AIPerf, and it is not there or cannot measure this
+            package.
         ToolError: the generator failed, as when no request was answered.
         DataError: the evaluation data are not valid.
     """
@@ -55,9 +59,17 @@ def measure_latency(
     tools.work.mkdir(parents=True, exist_ok=True)
     timeout_seconds = request_timeout(spec.gates.latency, timeout_seconds)
     if spec.gates.latency.generator == "built_in":
-        return _by_built_in(spec, endpoint, version, prompts, tools, timeout_seconds)
+        return _by_built_in(spec, endpoint, version, contract, prompts, tools, timeout_seconds)
     return _by_aiperf(
-        spec, endpoint, version, prompts, checkpoint, tools, timeout_seconds, aiperf_command
+        spec,
+        endpoint,
+        version,
+        contract,
+        prompts,
+        checkpoint,
+        tools,
+        timeout_seconds,
+        aiperf_command,
     )
 
 
@@ -109,6 +121,7 @@ def _by_built_in(
     spec: ModelSpec,
     endpoint: Endpoint,
     version: int,
+    contract: RequestContract,
     prompts: list[str],
     tools: ToolRunner,
     timeout_seconds: float,
@@ -123,6 +136,7 @@ def _by_built_in(
             "--url", endpoint.http,
             "--model", spec.name,
             "--version", str(version),
+            "--contract", contract.model_dump_json(),
             "--prompts", questions,
             "--concurrency", *map(str, gate.measured_concurrencies),
             "--requests", str(_requests(gate)),
@@ -140,6 +154,7 @@ def _by_aiperf(
     spec: ModelSpec,
     endpoint: Endpoint,
     version: int,
+    contract: RequestContract,
     prompts: list[str],
     checkpoint: ArtifactHandle,
     tools: ToolRunner,
@@ -156,6 +171,7 @@ def _by_aiperf(
             "release with gates.latency.generator: built_in",
         )
     aiperf.check_executable(executable)
+    aiperf.check_contract(contract)
     gate, confidence = spec.gates.latency, spec.gates.confidence
     questions = tools.work / "prompts.jsonl"
     aiperf.write_prompts(prompts, questions)
@@ -178,11 +194,12 @@ def _by_aiperf(
                 timeout_seconds=timeout_seconds,
                 seed=SEED,
                 version=version,
+                contract=contract,
             ),
             # It keeps files in the home folder.
             {**aiperf.ENVIRONMENT, "HOME": str(tools.work)},
         )
-        levels.append(aiperf.read_level(output, concurrency, gate.objective, confidence))
+        levels.append(aiperf.read_level(output, concurrency, gate.objective, confidence, contract))
     return aiperf.summarize(levels, confidence)
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from llmops_assets.errors import SlotError
+from llmops_assets.errors import SlotError, ToolchainError
 from llmops_assets.evidence.statistics import Decision
 from llmops_assets.evidence.verdicts import Judgement
 from llmops_assets.serving import triton
+from llmops_assets.serving.request_contract import RequestContract
 from llmops_assets.serving.slots import Endpoint
-from llmops_assets.spec import ModelSpec, SmokeGate
+from llmops_assets.spec import KnownAnswer, ModelSpec, SmokeGate
+from llmops_assets.toolchains.base import EngineToolchain, ServerCheck
+
+METRICS_INTERVAL_SECONDS = 0.5
 
 
 class Answer(BaseModel):
@@ -30,25 +36,59 @@ class Answer(BaseModel):
     """The version that answered, as Triton names it."""
 
 
-def ask_known(spec: ModelSpec, url: str | Endpoint, timeout_seconds: float) -> tuple[Answer, ...]:
+def ask_known(
+    spec: ModelSpec, url: str | Endpoint, contract: RequestContract, timeout_seconds: float
+) -> tuple[Answer, ...]:
     """Asks every known question of the spec, after one that only warms up.
 
     A question without an answer is part of the result, not an error: the gate judges it.
+
+    Args:
+        url: a slot, or the address of a gateway.
+        contract: of the package that is asked.
+        timeout_seconds: limit of connecting, and of every wait for more bytes.
     """
     questions = spec.serving.known_answers
-    _ask(spec, url, questions[0].prompt, questions[0].answer, timeout_seconds)
-    return tuple(
-        _ask(spec, url, known.prompt, known.answer, timeout_seconds) for known in questions
-    )
+    _ask(spec, url, contract, questions[0], timeout_seconds)
+    return tuple(_ask(spec, url, contract, known, timeout_seconds) for known in questions)
+
+
+def server_problem(
+    toolchain: EngineToolchain[Any], package: Path, endpoint: Endpoint, wait_seconds: float
+) -> str | None:
+    """What a server that was asked says of itself that speaks against it; None if nothing does.
+
+    Args:
+        toolchain: of the package.
+        package: its directory.
+        endpoint: of the server.
+        wait_seconds: how long a figure may be bad: servers count a moment after they answered.
+    """
+    if not isinstance(toolchain, ServerCheck):
+        return None
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            toolchain.check_server(package, triton.metrics_text(endpoint))
+        except (SlotError, ToolchainError) as error:
+            if time.monotonic() > deadline:
+                return str(error)
+            time.sleep(METRICS_INTERVAL_SECONDS)
+        else:
+            return None
 
 
 def judge_smoke(
-    answers: Sequence[Answer], gate: SmokeGate, version: int | None = None
+    answers: Sequence[Answer],
+    gate: SmokeGate,
+    version: int | None = None,
+    problem: str | None = None,
 ) -> Judgement:
     """Every known question got its answer, in time.
 
     Args:
         version: the version that must have answered; None to accept any.
+        problem: what `server_problem` found.
     """
     wrong = [
         f"{answer.prompt!r} gave {answer.answer!r}, not {answer.expected!r}"
@@ -66,6 +106,8 @@ def judge_smoke(
     )
     if strangers:
         wrong.append(f"version {', '.join(strangers)} answered, not {version}")
+    if problem is not None:
+        wrong.append(problem)
     slowest = max((answer.seconds for answer in answers), default=0.0)
     # Asked of each, and so that a NaN, which compares as neither, does not pass.
     if not all(answer.seconds <= gate.latency_seconds for answer in answers):
@@ -83,7 +125,11 @@ def judge_smoke(
 
 
 def _ask(
-    spec: ModelSpec, url: str | Endpoint, prompt: str, expected: str, timeout_seconds: float
+    spec: ModelSpec,
+    url: str | Endpoint,
+    contract: RequestContract,
+    known: KnownAnswer,
+    timeout_seconds: float,
 ) -> Answer:
     started = time.monotonic()
     problem: str | None = None
@@ -93,20 +139,21 @@ def _ask(
         output = triton.generate(
             url,
             spec.name,
-            prompt,
-            timeout_seconds=timeout_seconds,
+            known.prompt,
             max_tokens=spec.constraints.max_output_tokens,
+            contract=contract,
+            timeout_seconds=timeout_seconds,
         )
     except SlotError as error:
         problem = str(error)
     else:
-        if output.get("text_output") is None or output.get("model_version") is None:
-            problem = f"the answer lacks text_output or model_version: {dict(output)}"
+        if output.get(contract.text) is None or output.get("model_version") is None:
+            problem = f"the answer lacks {contract.text} or model_version: {dict(output)}"
         else:
-            text, version = str(output["text_output"]), int(output["model_version"])
+            text, version = str(output[contract.text]), int(output["model_version"])
     return Answer(
-        prompt=prompt,
-        expected=expected,
+        prompt=known.prompt,
+        expected=known.answer,
         answer=text,
         problem=problem,
         seconds=time.monotonic() - started,

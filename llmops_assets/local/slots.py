@@ -19,6 +19,7 @@ from llmops_assets.local import log_files
 from llmops_assets.local.ports import PortRequest, claim_ports, release_ports
 from llmops_assets.local.supervisor import Program, Supervisor
 from llmops_assets.serving import slot_process, triton
+from llmops_assets.serving.package_description import PackageDescription
 from llmops_assets.serving.slots import Colour, Deployment, Endpoint, Environment, Slot, SlotState
 from llmops_assets.settings import Settings
 from llmops_assets.storage.store import Artifact, Store
@@ -42,6 +43,17 @@ class SupervisedSlots:
         self._store = store
         self._supervisor = Supervisor(settings.state, settings.logs)
         self._ports = port_file(settings)
+
+    def check_serves(self, package: PackageDescription) -> None:
+        """See `Slots.check_serves`. A server here is the Triton of a wheel, in no container."""
+        if package.image is not None:
+            raise SlotError(
+                "The slots of the local stack cannot serve this package",
+                expected="a package that the Triton installed here serves",
+                found=f"one for {package.image}, {package.world_size} x {package.architecture}",
+                cure="serve it on a cluster with that image and these GPUs, see "
+                "docs/tensorrt_llm.md",
+            )
 
     def start(self, slot: Slot, package: Artifact, deployment: Deployment) -> Endpoint:
         """See `Slots.start`."""

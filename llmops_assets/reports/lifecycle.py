@@ -27,6 +27,16 @@ FACTS: tuple[tuple[str, str, str, tuple[str | int, ...], str], ...] = (
         ("latency", "levels", 0, "output_token_throughput"),
         "1/s",
     ),
+    # Of the last, which is the highest, concurrency.
+    (
+        "build",
+        "tokens_per_second_under_load",
+        "engine_validation",
+        ("throughput", "levels", -1, "output_token_throughput"),
+        "1/s",
+    ),
+    ("build", "validation_gpu_time", "engine_validation", ("gpu_seconds",), "s"),
+    ("build", "engine_gpu_time", "engine", ("gpu_seconds",), "s"),
     ("deploy", "load_time", "production_candidate", ("load_seconds",), "s"),
     ("operate", "requests", "service_metrics", ("requests",), "1"),
     ("operate", "latency_p99", "service_metrics", ("latency_seconds", "p99"), "s"),

@@ -30,6 +30,7 @@ from llmops_assets.evidence.latency import (
     RequestTimes,
     level,
 )
+from llmops_assets.serving.request_contract import EMBEDDED, RequestContract
 from llmops_assets.spec import LatencyObjective
 
 VARIABLE = "LLMOPS_AIPERF"
@@ -42,9 +43,20 @@ NANOSECONDS = 1e-9
 # offline. Given a folder it downloads nothing anyway.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": ""}
 
-# The piece with the end token has no text, which AIPerf would not take for an answer's
-# part; a space stands for that token, so that it is timed and counted as by the model.
-RESPONSE_FIELD = "text_output || (finish_reason == 'stop' && ' ')"
+
+def check_contract(contract: RequestContract) -> None:
+    """Checks that AIPerf can count the tokens of a package's answers.
+
+    Raises:
+        SettingsError: each piece repeats the answer so far, which AIPerf would count again.
+    """
+    if contract.text_so_far:
+        raise SettingsError(
+            "AIPerf cannot measure a model whose stream repeats the answer in every piece",
+            expected="pieces that add up to the answer",
+            found=f"{contract.text} with the answer so far",
+            cure="make a new release with gates.latency.generator: built_in",
+        )
 
 
 def check_executable(path: Path) -> None:
@@ -90,6 +102,7 @@ def command(
     timeout_seconds: float,
     seed: int = 0,
     version: int | None = None,
+    contract: RequestContract = EMBEDDED,
 ) -> list[str]:
     """The command that measures one concurrency, for the tool runner with `ENVIRONMENT`.
 
@@ -107,12 +120,12 @@ def command(
         timeout_seconds: limit of a whole request.
         seed: of the order of prompts.
         version: pins the requests to a version; None leaves the choice to the server.
+        contract: of the package that is asked, which `check_contract` let pass.
     """
     pinned = "" if version is None else f"/versions/{version}"
     extra = {
-        "payload_template": '{"text_input": {{ text|tojson }}, "stream": true, '
-        f'"max_tokens": {max_tokens}}}',
-        "response_field": RESPONSE_FIELD,
+        "payload_template": _payload_template(contract, max_tokens),
+        "response_field": _response_field(contract),
     }
     warm_up = 2 * concurrency if warm_up is None else warm_up
     return [
@@ -148,6 +161,7 @@ def read_level(
     concurrency: int,
     objective: LatencyObjective | None = None,
     confidence: float = CONFIDENCE,
+    contract: RequestContract = EMBEDDED,
 ) -> ConcurrencyLevel:
     """What AIPerf measured at one concurrency, from its records of single requests.
 
@@ -162,7 +176,7 @@ def read_level(
         broken = {
             record["metadata"]["x_request_id"]: reason
             for record in _measured_records(output / RAW_FILE)
-            if (reason := _broken(record)) is not None
+            if (reason := _broken(record, contract)) is not None
         }
         for record in _measured_records(output / RECORDS_FILE):
             metadata = record["metadata"]
@@ -194,6 +208,24 @@ def summarize(levels: Sequence[ConcurrencyLevel], confidence: float = CONFIDENCE
     return LatencySummary(source="aiperf", confidence=confidence, levels=tuple(levels))
 
 
+def _payload_template(contract: RequestContract, max_tokens: int) -> str:
+    """The body of a request, in Jinja."""
+    body = contract.body("", max_tokens, stream=True)
+    del body[contract.prompt]
+    return f'{{"{contract.prompt}": {{{{ text|tojson }}}}, {json.dumps(body)[1:]}'
+
+
+def _response_field(contract: RequestContract) -> str:
+    """The text of a piece, in JMESPath.
+
+    The piece with the end token has no text, which AIPerf would not take for an answer's
+    part; a space stands for that token, so that it is timed and counted as by the model.
+    """
+    if contract.finish_reason is None:
+        return contract.text
+    return f"{contract.text} || ({contract.finish_reason} == 'stop' && ' ')"
+
+
 def _measured_records(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as lines:
         for line in lines:
@@ -212,8 +244,12 @@ def _error(record: dict[str, Any]) -> str | None:
     return None
 
 
-def _broken(raw: dict[str, Any]) -> str | None:
-    """Why a stream holds no whole answer; None if it does."""
+def _broken(raw: dict[str, Any], contract: RequestContract) -> str | None:
+    """Why a stream holds no whole answer; None if it does.
+
+    Where the model gives no finish reason, a stream without an error that AIPerf read to its
+    end is one.
+    """
     pieces = [
         json.loads(packet["value"])
         for response in raw["responses"]
@@ -223,8 +259,10 @@ def _broken(raw: dict[str, Any]) -> str | None:
     for piece in pieces:
         if "error" in piece:
             return f"error in the stream: {piece['error']}"
-        if piece.get("finish_reason"):
+        if contract.ends(piece):
             return None
+    if pieces and contract.finish_reason is None:
+        return None
     return "the stream ended before the answer did"
 
 

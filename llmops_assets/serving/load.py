@@ -29,6 +29,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmops_assets.errors import DataError, LLMOpsError, SlotError
+from llmops_assets.serving.request_contract import EMBEDDED, RequestContract
 from llmops_assets.tools import report_progress
 
 DELAY_INTERVAL_SECONDS = 0.01
@@ -49,7 +50,10 @@ class RequestResult(BaseModel):
         description="One per token after the first piece's. Tokens that came in one piece "
         "share the time since the piece before."
     )
-    end_to_end: float = Field(description="To the piece that ended the answer, or to the error.")
+    end_to_end: float = Field(
+        description="To the piece that ended the answer (the last one, where the model gives no "
+        "finish reason), or to the error."
+    )
     output_tokens: int = Field(description="The end token included, where the model counts it.")
     error: str | None = Field(default=None, description="Why there is no whole answer.")
 
@@ -101,6 +105,7 @@ def measure(
     timeout_seconds: float,
     seed: int = 0,
     version: int | None = None,
+    contract: RequestContract = EMBEDDED,
     on_progress: Callable[[int], None] | None = None,
 ) -> LoadResult:
     """Asks with `concurrency` clients at once until enough requests were answered.
@@ -120,6 +125,7 @@ def measure(
         timeout_seconds: limit of a whole request; one that takes longer is an error.
         seed: of the order of prompts.
         version: pins the requests to a version; None leaves the choice to the server.
+        contract: of the package that is asked.
         on_progress: called with the number of finished requests, about once a second.
 
     Raises:
@@ -133,6 +139,7 @@ def measure(
         prompts=_shuffled(prompts, seed),
         max_tokens=max_tokens,
         timeout_seconds=timeout_seconds,
+        contract=contract,
         on_progress=on_progress,
     )
     started = datetime.now(UTC)
@@ -197,12 +204,14 @@ class _ClosedLoop:
         prompts: Iterator[str],
         max_tokens: int,
         timeout_seconds: float,
+        contract: RequestContract,
         on_progress: Callable[[int], None] | None,
     ) -> None:
         self._address = address
         self._prompts = prompts
         self._max_tokens = max_tokens
         self._timeout_seconds = timeout_seconds
+        self._contract = contract
         self._on_progress = on_progress
         self._reported = 0.0
 
@@ -223,7 +232,7 @@ class _ClosedLoop:
             if warmed and all(request.error for request in warmed):
                 raise SlotError(
                     f"{self._address} answered none of {warm_up} requests",
-                    expected="a stream that ends with a finish_reason",
+                    expected="streams of whole answers",
                     found=warmed[0].error,
                     cure="see `llmops status` and the slot's log (`llmops logs`)",
                 )
@@ -264,12 +273,8 @@ class _ClosedLoop:
         return results
 
     def _ask(self, client: httpx.Client, zero: float) -> RequestResult:
-        body = {
-            "text_input": next(self._prompts),
-            "stream": True,
-            "max_tokens": self._max_tokens,
-        }
-        arrivals = _Arrivals()
+        body = self._contract.body(next(self._prompts), self._max_tokens, stream=True)
+        arrivals = _Arrivals(self._contract)
         started = time.perf_counter()
         error = None
         try:
@@ -282,6 +287,7 @@ class _ClosedLoop:
                         # httpx limits each wait; this, a stream that drips on for ever.
                         if now - started > self._timeout_seconds:
                             raise httpx.ReadTimeout("the answer took too long")
+                    arrivals.close()
                     error = arrivals.error
                 else:
                     text = response.read().decode(errors="replace")
@@ -310,13 +316,15 @@ class _ClosedLoop:
 class _Arrivals:
     """When the tokens of one answer came."""
 
-    def __init__(self) -> None:
+    def __init__(self, contract: RequestContract) -> None:
         self.first: float | None = None
         self.ended: float | None = None
         self.tokens = 0
         self.latencies: list[float] = []
+        self._contract = contract
         self._reason: str | None = None
-        self._last = 0.0
+        self._last_token = 0.0
+        self._last_piece: float | None = None
         self._unfinished_line = b""
 
     @property
@@ -333,6 +341,11 @@ class _Arrivals:
             if line.startswith(b"data:") and self._reason is None:
                 self._add_piece(line.removeprefix(b"data:"), now)
 
+    def close(self) -> None:
+        """Takes the clean end of the response, which HTTP tells from a broken one."""
+        if self._contract.finish_reason is None:
+            self.ended = self._last_piece
+
     def _add_piece(self, text: bytes, now: float) -> None:
         try:
             piece = json.loads(text)
@@ -346,17 +359,17 @@ class _Arrivals:
         if "error" in piece:
             self._reason = f"error in the stream: {piece['error']}"
             return
-        # A model that does not count its tokens is taken to send each in a piece.
-        tokens = int(piece.get("output_tokens", self.tokens + bool(piece.get("text_output"))))
+        self._last_piece = now
+        tokens = self._contract.tokens(piece, self.tokens)
         new = tokens - self.tokens
         if new > 0:
             if self.first is None:
                 self.first = now
             else:
-                self.latencies += [(now - self._last) / new] * new
+                self.latencies += [(now - self._last_token) / new] * new
             self.tokens = tokens
-            self._last = now
-        if piece.get("finish_reason"):
+            self._last_token = now
+        if self._contract.ends(piece):
             self.ended = now
 
 
@@ -429,6 +442,12 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--warm-up", type=int, help="requests before; 2 per client unless given")
     parser.add_argument("--max-tokens", required=True, type=int, help="longest answer")
     parser.add_argument("--timeout-seconds", required=True, type=float, help="of one request")
+    parser.add_argument(
+        "--contract",
+        type=RequestContract.model_validate_json,
+        default=EMBEDDED,
+        help="JSON of how the package is asked; the embedded toolchain's unless given",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the order of prompts")
     parser.add_argument("--output", type=Path, help="write to this file instead of printing")
     options = parser.parse_args(None if arguments is None else list(arguments))
@@ -447,6 +466,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
                 timeout_seconds=options.timeout_seconds,
                 seed=options.seed,
                 version=options.version,
+                contract=options.contract,
                 on_progress=_reporter(concurrency, options.requests),
             )
             for concurrency in options.concurrency

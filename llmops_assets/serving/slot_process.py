@@ -2,9 +2,10 @@
 
 A slot's directory holds `slot.json` (`SlotFile`) and `package/`, a copy of all folders of a
 package: `repository/`, the model repository with the version folder renamed to its number,
-and what its models read beside it, such as an engine. A server in a container has `package/`
-mounted where the package's configurations look for it. `slot.json` is written last and
-removed first, so that a slot is either whole or empty, whenever the machine stops.
+and what its models read beside it, such as an engine; and its `package.json`, which says how
+it is served. A server in a container has `package/` mounted where the package's
+configurations look for it. `slot.json` is written last and removed first, so that a slot is
+either whole or empty, whenever the machine stops.
 
 `python -m llmops_assets.serving.slot_process SLOT_DIRECTORY` reads every byte in its
 final place and compares it with `slot.json`, then replaces itself by tritonserver. Bytes
@@ -25,6 +26,7 @@ from typing import NoReturn
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmops_assets.errors import ArtifactCorruptError, LLMOpsError, SlotError
+from llmops_assets.serving.package_description import PACKAGE_FILE
 from llmops_assets.serving.slots import Deployment, Endpoint
 from llmops_assets.serving.triton import (
     backend_directory,
@@ -236,8 +238,8 @@ def _plan(
                 found=file.path,
                 cure="do not deploy it; find out how it came into the store",
             )
-        if len(parts) < 2:
-            continue  # says something of the package, and is not part of what serves
+        if len(parts) < 2 and file.path != PACKAGE_FILE:
+            continue  # for people, and not part of what serves
         inside = list(parts)
         if len(parts) > 3 and (parts[0], parts[2]) == (REPOSITORY, VERSION_FOLDER):
             inside[2] = str(deployment.version)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from llmops_assets.serving.package_description import PackageDescription
 from llmops_assets.storage.store import Artifact
 
 
@@ -73,6 +74,14 @@ class SlotState:
 
 class Slots(Protocol):
     """Starts and stops slots. Every call may be repeated after a crash."""
+
+    def check_serves(self, package: PackageDescription) -> None:
+        """Checks that servers here can serve a package, before a byte of it is copied.
+
+        Raises:
+            SlotError: they have another image, other GPUs or fewer of them.
+        """
+        ...
 
     def start(self, slot: Slot, package: Artifact, deployment: Deployment) -> Endpoint:
         """Copies the package into the slot, verifies it, loads it, waits until it is ready.

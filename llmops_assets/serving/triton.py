@@ -24,6 +24,7 @@ from typing import Any
 import httpx
 
 from llmops_assets.errors import SlotError, StackError
+from llmops_assets.serving.request_contract import EMBEDDED, RequestContract
 from llmops_assets.serving.slots import Endpoint
 
 DISTRIBUTION = "nvidia-pytriton"
@@ -200,9 +201,11 @@ def generate(
     model: str,
     prompt: str,
     *,
+    max_tokens: int | None = None,
+    contract: RequestContract = EMBEDDED,
     version: int | None = None,
     timeout_seconds: float = GENERATE_TIMEOUT_SECONDS,
-    **parameters: Any,
+    **inputs: Any,
 ) -> Mapping[str, Any]:
     """One answer through Triton's generate extension.
 
@@ -210,22 +213,23 @@ def generate(
         url: a slot, or the address of a gateway.
         model: its name.
         prompt: the input text.
+        max_tokens: longest answer, tokens; None for the model's own limit.
+        contract: of the package that is asked.
         version: pins the request to a version; None leaves the choice to the server.
         timeout_seconds: limit of connecting, and of every wait for more bytes.
-        parameters: such as `max_tokens`, `temperature`, `top_p`, `seed`, `stop_words`.
+        inputs: of this model, such as `temperature`, `top_p`, `seed`, `stop_words`.
 
     Returns:
-        The model's outputs by name: `text_output`, `finish_reason`, `input_tokens`,
-        `output_tokens`, and Triton's `model_name` and `model_version`.
+        The model's outputs by name, which the contract says, and Triton's `model_name` and
+        `model_version`.
 
     Raises:
         SlotError: there was no answer, or the request was refused.
     """
     address = _generate_url(url, model, version, "generate")
+    body = contract.body(prompt, max_tokens, stream=False) | inputs
     try:
-        response = httpx.post(
-            address, json={"text_input": prompt, **parameters}, timeout=timeout_seconds
-        )
+        response = httpx.post(address, json=body, timeout=timeout_seconds)
     except httpx.TransportError as error:
         raise _no_answer(address, error) from error
     return _content(response)
@@ -236,20 +240,23 @@ def generate_stream(
     model: str,
     prompt: str,
     *,
+    max_tokens: int | None = None,
+    contract: RequestContract = EMBEDDED,
     version: int | None = None,
     timeout_seconds: float = GENERATE_TIMEOUT_SECONDS,
-    **parameters: Any,
+    **inputs: Any,
 ) -> Generator[Mapping[str, Any]]:
     """An answer in pieces, each as `generate` returns it, as they come.
 
-    The pieces' `text_output` add up to the answer; the last one has a `finish_reason`.
+    The pieces' texts add up to the answer, or each repeats it so far, as the contract says.
     Arguments as for `generate`.
 
     Raises:
         SlotError: there was no answer, the request was refused, or the stream broke off.
     """
     address = _generate_url(url, model, version, "generate_stream")
-    body = {"text_input": prompt, "stream": True, **parameters}
+    body = contract.body(prompt, max_tokens, stream=True) | inputs
+    # Without a finish reason a stream that ends cleanly, after something, was whole.
     finished = False
     try:
         with httpx.stream("POST", address, json=body, timeout=timeout_seconds) as response:
@@ -261,7 +268,7 @@ def generate_stream(
                     piece = json.loads(line.removeprefix("data:"))
                     if "error" in piece:
                         raise _refused(address, piece["error"])
-                    finished = bool(piece.get("finish_reason"))
+                    finished = contract.finish_reason is None or contract.ends(piece)
                     yield piece
     except httpx.TransportError as error:
         raise _no_answer(address, error) from error

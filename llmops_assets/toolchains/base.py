@@ -9,7 +9,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from llmops_assets.spec import ModelSpec, Section
 from llmops_assets.tools import ToolRunner
@@ -19,6 +19,9 @@ Facts = Mapping[str, Any]
 
 EngineSection = TypeVar("EngineSection", bound=Section, contravariant=True)
 """The section of a spec that a toolchain is driven by, its member of `spec.Engine`."""
+
+Step = Literal["converted_weights", "engine", "engine_validation", "packaged_model"]
+"""The asset that a step of a toolchain makes."""
 
 VERSION_FOLDER = "version"
 """Name of a packaged model's version folder; deployment renames it to the version's number."""
@@ -49,6 +52,10 @@ class ServingImage:
     digest: str | None
     """`sha256:…`, where it is known."""
 
+    def __str__(self) -> str:
+        """As a container engine takes it."""
+        return f"{self.name}:{self.tag}" + ("" if self.digest is None else f"@{self.digest}")
+
 
 class EngineToolchain(Protocol[EngineSection]):
     """Four steps, each a pure function of directories and parameters.
@@ -63,11 +70,10 @@ class EngineToolchain(Protocol[EngineSection]):
     serving_image: ServingImage | None
     """What serves it; None for the Triton that is installed here."""
 
-    def versions(self) -> Mapping[str, str]:
-        """All that decides what the tools produce, beside inputs and parameters.
+    def versions(self, step: Step) -> Mapping[str, str]:
+        """All that decides what a step produces, beside inputs and parameters.
 
-        Packages, our own sources, the machine where it matters. Part of every action
-        digest.
+        Packages, our own sources, the machine where it matters. Part of its action digest.
         """
         ...
 
@@ -96,15 +102,13 @@ class EngineToolchain(Protocol[EngineSection]):
         ...
 
     def target(self) -> Target:
-        """This machine, where the local slots are, as engines of this toolchain see it.
-
-        Raises:
-            ToolchainError: it has not what they need.
+        """What engines of this toolchain are to serve on: the machines that the spec names, or
+        this one, where the local slots are. Needs no GPU.
         """
         ...
 
     def compatible(self, engine_directory: Path, target: Target) -> None:
-        """Checks that a built engine can run on `target`.
+        """Checks that a built engine can run on `target`, by what its files say. Needs no GPU.
 
         Raises:
             ToolchainError: it cannot.
@@ -174,5 +178,22 @@ class EngineToolchain(Protocol[EngineSection]):
 
         Raises:
             ToolchainError: the engine is incomplete.
+        """
+        ...
+
+
+@runtime_checkable
+class ServerCheck(Protocol):
+    """What a toolchain has as well whose servers say in their metrics what they can do."""
+
+    def check_server(self, package: Path, metrics: str) -> None:
+        """Checks what a server that was asked says of itself.
+
+        Args:
+            package: the directory of what it serves.
+            metrics: in the Prometheus text format.
+
+        Raises:
+            ToolchainError: it cannot do what the package promises.
         """
         ...

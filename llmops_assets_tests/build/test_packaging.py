@@ -13,6 +13,7 @@ from ..release_rig import MODEL, SPEC, Rig
 CONFIG = f'name: "{MODEL}"\nbackend: "python"\nmax_batch_size: 0\n'
 FOLDER = f"repository/{MODEL}/version"
 PACKAGE: dict[str, str | bytes] = {
+    "package.json": "{}",
     f"repository/{MODEL}/config.pbtxt": CONFIG,
     f"{FOLDER}/model.onnx": "engine bytes",
     f"{FOLDER}/tokenizer.json": "tokenizer",
@@ -47,8 +48,13 @@ def test_whole_package_passes(rig: Rig) -> None:
         ({**PACKAGE, f"repository/{MODEL}/config.pbtxt": "no_such_field: 1"}, "cannot be read"),
         ({**PACKAGE, f"repository/{MODEL}/config.pbtxt": b"\xff\xfe"}, "cannot be read"),
         ({**PACKAGE, f"repository/{MODEL}/config.pbtxt": 'name: "other"'}, "names the model other"),
-        ({"repository/other/config.pbtxt": 'name: "other"'}, "there is no model parrot"),
-        ({"model.onnx": "engine bytes", "tokenizer.json": "tokenizer"}, "no folder repository/"),
+        (without("package.json"), "does not say how to serve and ask the package"),
+        ({**PACKAGE, "package.json": '{"asked": {"promt": "x"}}'}, "does not say how to serve"),
+        (
+            {"package.json": "{}", "repository/other/config.pbtxt": 'name: "other"'},
+            "there is no model parrot",
+        ),
+        ({"package.json": "{}", "model.onnx": "engine bytes"}, "no folder repository/"),
     ],
 )
 def test_broken_package_fails(rig: Rig, files: dict[str, str | bytes], problem: str) -> None:

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from llmops_assets.deploy.smoke import Answer, ask_known, judge_smoke
+from llmops_assets.serving.request_contract import EMBEDDED
 from llmops_assets.spec import SmokeGate, parse_spec
 
 from ..conftest import free_port
@@ -57,7 +58,7 @@ def test_every_known_question_is_asked_after_a_warm_up() -> None:
     with HttpDouble(lambda _, body: (200, {
         "text_output": body["text_input"].upper(), "model_version": "3"
     })) as triton:  # fmt: skip
-        answers = ask_known(PARROT, triton.url, 5)
+        answers = ask_known(PARROT, triton.url, EMBEDDED, 5)
         asked = [body for _, body, _ in triton.requests]
     assert [body["text_input"] for body in asked] == ["hello", "hello", "ping"]
     assert all(body["max_tokens"] == 12 for body in asked)
@@ -70,8 +71,8 @@ def test_every_known_question_is_asked_after_a_warm_up() -> None:
 def test_no_answer_is_a_result_to_judge() -> None:
     """The failed check must show what happened; an exception would leave no verdict."""
     with HttpDouble(lambda _, body: (500, {"error": f"no {body['text_input']}"})) as triton:
-        refused = ask_known(PARROT, triton.url, 5)
-    nobody = ask_known(PARROT, f"http://127.0.0.1:{free_port()}", 5)
+        refused = ask_known(PARROT, triton.url, EMBEDDED, 5)
+    nobody = ask_known(PARROT, f"http://127.0.0.1:{free_port()}", EMBEDDED, 5)
     for answers in (refused, nobody):
         assert [answer.answer for answer in answers] == [None, None]
         assert not judge_smoke(answers, GATE).passed

@@ -2,8 +2,10 @@
 
 What it does with a request is said by the prompt (see `ANSWERS`); anything else is
 answered with `TOKENS` tokens, the first after `FIRST_SECONDS`, then one each
-`NEXT_SECONDS`. Real is: HTTP/1.1 over a socket, chunked, connections kept open, server-sent
-events as Triton 2.51 writes them. `GET /` tells what it was asked.
+`NEXT_SECONDS`. Outputs are those of the embedded toolchain's model, or, at the addresses of
+the models `ensemble` and `llmapi`, those of NVIDIA's templates. Real is: HTTP/1.1 over a
+socket, chunked, connections kept open, server-sent events as Triton 2.51 writes them. `GET /`
+tells what it was asked.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 FIRST_SECONDS = 0.05
 NEXT_SECONDS = 0.01
@@ -33,6 +36,38 @@ def stream_double() -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(START_SECONDS)
+
+
+PieceOf = Callable[[int, dict[str, Any]], dict[str, Any]]
+"""From the number of a token and the request to the outputs of its piece."""
+
+
+def embedded(token: int, request: dict[str, Any]) -> dict[str, Any]:
+    """The embedded toolchain's model counts all tokens so far, unless asked not to."""
+    prompt = request["text_input"]
+    count = {} if prompt == "uncounted" else {"output_tokens": token}
+    reason = {"finish_reason": "stop" if token == TOKENS else ""}
+    return {"text_output": "x" * (2 if prompt == "pairs" else 1), **count, **reason}
+
+
+def ensemble(token: int, request: dict[str, Any]) -> dict[str, Any]:
+    """NVIDIA's ensemble counts the tokens of a piece when asked, and says nothing of the end."""
+    assert {"text_input", "max_tokens", "stream"} <= request.keys()
+    counted = request.get("return_num_output_tokens") is True
+    # The last piece holds the end token, which is skipped in the text.
+    text = "" if token == TOKENS else "x"
+    return {"text_output": text, **({"num_output_tokens": 1} if counted else {})}
+
+
+def llmapi(token: int, request: dict[str, Any]) -> dict[str, Any]:
+    """NVIDIA's llmapi model repeats the answer, and says `None` until it has a reason."""
+    assert {"text_input", "sampling_param_max_tokens", "streaming"} <= request.keys()
+    told = request.get("return_finish_reason") is True
+    reason = {"finish_reason": "stop" if token == TOKENS else "None"} if told else {}
+    return {"text_output": "x" * min(token, TOKENS - 1), **reason}
+
+
+MODELS: Mapping[str, PieceOf] = {"ensemble": ensemble, "llmapi": llmapi}
 
 
 class Double:
@@ -58,13 +93,16 @@ class Double:
                     self._plain(writer, "200 OK", vars(self))
                     await writer.drain()
                     break
-                await self._answer(json.loads(body), writer)
+                model = line.split(b"/")[3].decode()
+                await self._answer(model, json.loads(body), writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the client went away, as some tests want it to
         finally:
             writer.close()
 
-    async def _answer(self, request: dict[str, str], writer: asyncio.StreamWriter) -> None:
+    async def _answer(
+        self, model: str, request: dict[str, Any], writer: asyncio.StreamWriter
+    ) -> None:
         prompt = request["text_input"]
         self.prompts.append(prompt)
         self.under_way += 1
@@ -74,11 +112,14 @@ class Double:
                 self._plain(writer, "503 Service Unavailable", {"error": "no slot is ready"})
                 await writer.drain()
             else:
-                await self._stream(prompt, writer)
+                await self._stream(MODELS.get(model, embedded), request, writer)
         finally:
             self.under_way -= 1
 
-    async def _stream(self, prompt: str, writer: asyncio.StreamWriter) -> None:
+    async def _stream(
+        self, piece_of: PieceOf, request: dict[str, Any], writer: asyncio.StreamWriter
+    ) -> None:
+        prompt = request["text_input"]
         # Against the clock, so that what a wait is late by does not add up.
         due = asyncio.get_running_loop().time() + FIRST_SECONDS
         writer.write(
@@ -103,10 +144,7 @@ class Double:
             if token == 3 and prompt == "not json":
                 self._event(writer, "{")
                 break
-            piece: dict[str, object] = {"text_output": "x" * (2 if prompt == "pairs" else 1)}
-            if prompt != "uncounted":
-                piece["output_tokens"] = token
-            self._event(writer, piece | {"finish_reason": "stop" if token == TOKENS else ""})
+            self._event(writer, piece_of(token, request))
             await writer.drain()
         writer.write(b"0\r\n\r\n")
         await writer.drain()

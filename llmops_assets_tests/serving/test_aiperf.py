@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from llmops_assets.evidence.latency import ConcurrencyLevel
 from llmops_assets.serving import aiperf, load
 from llmops_assets.settings import Settings
 from llmops_assets.spec import LatencyObjective
+from llmops_assets.toolchains.tensorrt_llm.packaging import ENSEMBLE_CONTRACT, LLMAPI_CONTRACT
 from llmops_assets.tools import run_tool
 from llmops_assets_tests.tiny_llama import TinyLlama
 
@@ -36,7 +38,7 @@ def command() -> Path:
 
 
 def ask(
-    command: Path, url: str, prompts: list[str], folder: Path, tiny: TinyLlama, **numbers: int
+    command: Path, url: str, prompts: list[str], folder: Path, tiny: TinyLlama, **numbers: Any
 ) -> ConcurrencyLevel:
     folder.mkdir()
     aiperf.write_prompts(prompts, folder / "prompts.jsonl")
@@ -156,6 +158,31 @@ def test_records_become_the_same_figures(tmp_path: Path) -> None:
     assert level.output_token_throughput == pytest.approx(24 / 3.5)
     assert level.goodput is not None
     assert level.goodput.share.value == pytest.approx(0.75)
+
+
+def test_other_packages_are_asked_by_their_contract(tmp_path: Path) -> None:
+    """AIPerf fills in a template: what the model is asked by has to be in it."""
+    command = aiperf.command(
+        tmp_path, "http://host", MODEL, tmp_path, tmp_path, tokenizer=tmp_path, concurrency=1,
+        requests=1, max_tokens=7, timeout_seconds=1, contract=ENSEMBLE_CONTRACT,
+    )  # fmt: skip
+    extra = json.loads(command[command.index("--extra-inputs") + 1])
+    assert json.loads(extra["payload_template"].replace("{{ text|tojson }}", '"p"')) == {
+        "text_input": "p", "max_tokens": 7, "stream": True, "return_num_output_tokens": True,
+    }  # fmt: skip
+    assert extra["response_field"] == "text_output"
+    write(tmp_path, "profiling", 10, [{"text_output": "1"}])
+    write(tmp_path, "profiling", 11, [{"text_output": "1"}, {"error": "out of pages"}])
+    write(tmp_path, "profiling", 12, [])
+    level = aiperf.read_level(tmp_path, 1, contract=ENSEMBLE_CONTRACT)
+    assert (level.requests, level.errors) == (3, 2)
+
+
+def test_repeated_answers_are_refused() -> None:
+    """AIPerf would count the tokens of an answer's beginning again in every piece."""
+    aiperf.check_contract(ENSEMBLE_CONTRACT)
+    with pytest.raises(SettingsError, match="built_in"):
+        aiperf.check_contract(LLMAPI_CONTRACT)
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", '{"metadata": {}}'])

@@ -14,6 +14,8 @@ from llmops_assets.errors import DataError, SlotError
 from llmops_assets.evidence.latency import summarize
 from llmops_assets.serving import load, triton
 from llmops_assets.serving.load import LoadResult, RequestResult
+from llmops_assets.serving.request_contract import RequestContract
+from llmops_assets.toolchains.tensorrt_llm.packaging import ENSEMBLE_CONTRACT, LLMAPI_CONTRACT
 from llmops_assets.tools import module_command, run_tool
 
 from . import stream_double
@@ -143,6 +145,48 @@ def test_pieces_are_counted_where_the_model_does_not(url: str) -> None:
     """Other models have no output_tokens; their latency is measured all the same."""
     request = only(measure(url, ["uncounted"]))
     assert (request.output_tokens, len(request.inter_token_latencies)) == (TOKENS, TOKENS - 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "contract"), [("ensemble", ENSEMBLE_CONTRACT), ("llmapi", LLMAPI_CONTRACT)]
+)
+def test_streams_of_nvidias_templates_are_measured(
+    url: str, model: str, contract: RequestContract
+) -> None:
+    """Neither ends a stream nor counts as the embedded model does: read so, no answer of
+    theirs was whole, and no release of TensorRT-LLM passed its load test.
+    """
+    request = only(load.measure(
+        url, model, ["fine"], concurrency=1, requests=1, warm_up=0, max_tokens=TOKENS,
+        timeout_seconds=5, contract=contract,
+    ))  # fmt: skip
+    assert request.error is None
+    assert (request.output_tokens, len(request.inter_token_latencies)) == (TOKENS, TOKENS - 1)
+    whole = FIRST_SECONDS + (TOKENS - 1) * NEXT_SECONDS
+    assert request.end_to_end == pytest.approx(whole, abs=LATE_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("model", "contract", "prompt", "reason"),
+    [
+        ("ensemble", ENSEMBLE_CONTRACT, "error", "out of pages"),
+        ("ensemble", ENSEMBLE_CONTRACT, "broken", "RemoteProtocolError"),
+        ("llmapi", LLMAPI_CONTRACT, "error", "out of pages"),
+        ("llmapi", LLMAPI_CONTRACT, "cut", "ended before the answer did"),
+    ],
+)
+def test_failed_streams_of_nvidias_templates_are_errors(
+    url: str, model: str, contract: RequestContract, prompt: str, reason: str
+) -> None:
+    """A stream without a finish reason is whole only if HTTP says so and no piece is an error;
+    a reason `None` is none.
+    """
+    request = only(load.measure(
+        url, model, [prompt], concurrency=1, requests=1, warm_up=0, max_tokens=TOKENS,
+        timeout_seconds=5, contract=contract,
+    ))  # fmt: skip
+    assert request.error is not None
+    assert reason in request.error
 
 
 def test_time_limits_a_measurement(url: str) -> None:

@@ -79,6 +79,8 @@ def test_whole_package_is_placed_and_verified(package: Path, tmp_path: Path) -> 
     assert files(slot) == {
         "m/config.pbtxt", "m/12/model.py", "m/12/engine/weights", "preprocessing/1/model.py",
     }  # fmt: skip
+    # Whoever starts a server has the slot alone to know image and GPUs from.
+    assert (slot / PACKAGE / "package.json").read_text() == "{}"
     engine = slot / PACKAGE / "engine" / "rank0.engine"
     assert engine.read_bytes() == b"engine"
     held = read_slot(slot)

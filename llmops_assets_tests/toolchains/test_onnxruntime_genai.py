@@ -110,7 +110,7 @@ def test_quantised_engines_are_smaller_and_say_what_they_are(
         assert "MatMul" not in [node.op_type for node in model.graph.node]
         assert json.loads((engine / "engine.json").read_text()) == {
             "toolchain": "onnxruntime_genai",
-            "versions": TOOLCHAIN.versions(),
+            "versions": TOOLCHAIN.versions("engine"),
             "target": {"architecture": Target.here().architecture},
             "parameters": {"precision": precision, "block_size": 32},
         }

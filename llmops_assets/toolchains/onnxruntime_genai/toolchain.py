@@ -17,7 +17,7 @@ from typing import Any
 from llmops_assets.develop.harness_tasks import tool_arguments
 from llmops_assets.errors import ToolchainError
 from llmops_assets.spec import ModelSpec, OnnxRuntimeGenAIEngine
-from llmops_assets.toolchains.base import Facts, ServingImage, Target
+from llmops_assets.toolchains.base import Facts, ServingImage, Step, Target
 from llmops_assets.toolchains.onnxruntime_genai.engine_directory import (
     SIDECAR,
     TOKENIZER,
@@ -50,8 +50,10 @@ class OnnxRuntimeGenAIToolchain:
     serving_distributions: tuple[str, ...] = ("onnxruntime-genai", "tokenizers", "numpy")
     serving_image: ServingImage | None = None
 
-    def versions(self) -> Mapping[str, str]:
+    def versions(self, step: Step) -> Mapping[str, str]:
         """Versions of the packages and of our own sources, and the machine's architecture.
+
+        The same for every step: all are cheap to run again.
 
         Raises:
             ToolchainError: a package is not installed.
@@ -145,7 +147,7 @@ class OnnxRuntimeGenAIToolchain:
         check_model_directory(output)
         sidecar = {
             "toolchain": self.name,
-            "versions": self.versions(),
+            "versions": self.versions("engine"),
             "target": {"architecture": Target.here().architecture},
             "parameters": self.build_parameters(engine),
         }

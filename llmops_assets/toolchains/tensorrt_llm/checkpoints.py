@@ -23,10 +23,7 @@ def check_checkpoint(checkpoint: Path) -> None:
     """
     refuse_code(checkpoint)
     read_shape(checkpoint)
-    weights = sorted(checkpoint.glob("*.safetensors"))
-    for path in weights:
-        check_safetensors(path)
-    names = {path.name for path in weights}
+    names = {path.name for path in checkpoint.glob("*.safetensors")}
     expected = _indexed(checkpoint) or names
     if not names or expected - names:
         raise ToolchainError(
@@ -35,6 +32,24 @@ def check_checkpoint(checkpoint: Path) -> None:
             found=", ".join(sorted(names)) or "none",
             cure="import the checkpoint again",
         )
+    for path in weight_files(checkpoint):
+        check_safetensors(path)
+
+
+def weight_files(checkpoint: Path) -> list[Path]:
+    """The files that are loaded: those of the index, or all where there is none.
+
+    Beside shards some checkpoints hold the same weights once more in one file.
+
+    Raises:
+        ToolchainError: the index cannot be read.
+    """
+    indexed = _indexed(checkpoint)
+    return [
+        path
+        for path in sorted(checkpoint.glob("*.safetensors"))
+        if not indexed or path.name in indexed
+    ]
 
 
 def _indexed(checkpoint: Path) -> set[str]:

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from packaging.version import Version
-
 from llmops_assets.errors import ToolchainError
-from llmops_assets.toolchains.tensorrt_llm.containers import container_of
+from llmops_assets.toolchains.tensorrt_llm.containers import backend_refusal, known_container
 from llmops_assets.toolchains.tensorrt_llm.families import FAMILIES
 from llmops_assets.toolchains.tensorrt_llm.flags import special_data_set
 from llmops_assets.toolchains.tensorrt_llm.gpus import GPUS
@@ -29,10 +27,6 @@ if TYPE_CHECKING:
 Refusal = tuple[tuple[str, ...], str]
 """A place within the engine section, and what is wrong there."""
 
-FIRST_VERSION = (1, 0)
-"""Below it scripts lie elsewhere and flags differ."""
-FIRST_WITHOUT_ENGINES = (1, 3)
-"""Its release candidates up to 1.3.0rc20 still had the engine path, deprecated."""
 LARGEST_NODE = 8
 """GPUs of one machine, at most: a slot is one Triton server on one machine."""
 HOPPER = (9, 0)
@@ -67,27 +61,12 @@ def refuse_impossible(engine: TensorRTLLMEngine) -> None:
 
 
 def _version(engine: TensorRTLLMEngine) -> Iterator[Refusal]:
-    release = Version(engine.version).release[:2]
-    if release < FIRST_VERSION:
-        yield ("version",), "below 1.0 scripts lie elsewhere and flags differ; take 1.2.1"
-    elif engine.backend == "engine" and release >= FIRST_WITHOUT_ENGINES:
-        yield (
-            ("version",),
-            "from 1.3 on NVIDIA removed convert_checkpoint.py, trtllm-build and "
-            "inflight_batcher_llm; take 1.2.1, or backend: llmapi",
-        )
-    elif (held := _held_by(engine.image)) not in {None, engine.version}:
+    container = known_container(engine.image)
+    if (refusal := backend_refusal(engine.backend, engine.version)) is not None:
+        yield ("version",), refusal
+    elif container is not None and container.tensorrt_llm != engine.version:
+        held = container.tensorrt_llm
         yield ("image",), f"holds TensorRT-LLM {held}, and version is {engine.version}"
-
-
-def _held_by(image: str) -> str | None:
-    """The TensorRT-LLM of one of NVIDIA's containers; None for an image of one's own, which
-    is asked when it runs.
-    """
-    try:
-        return container_of(image).tensorrt_llm
-    except ToolchainError:
-        return None
 
 
 def _mixed_with_llmapi(engine: TensorRTLLMEngine) -> Iterator[Refusal]:
@@ -96,6 +75,7 @@ def _mixed_with_llmapi(engine: TensorRTLLMEngine) -> Iterator[Refusal]:
         "family": engine.family,
         "calibration": engine.calibration,
         "plugins": engine.plugins,
+        "max_queue_size": engine.max_queue_size,
     }.items():
         if value is not None:
             yield (

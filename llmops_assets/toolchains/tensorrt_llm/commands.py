@@ -22,8 +22,6 @@ from llmops_assets.toolchains.tensorrt_llm.flags import (
 from llmops_assets.toolchains.tensorrt_llm.quantizations import RECIPES, needs_calibration
 from llmops_assets.toolchains.tensorrt_llm.scripts import QUANTIZE
 
-PYTHON = "python3"
-"""Of the image, which has TensorRT-LLM; ours has not."""
 BUILD = "trtllm-build"
 
 
@@ -43,6 +41,7 @@ def conversion_script(engine: TensorRTLLMEngine) -> PurePosixPath:
 
 def conversion_command(
     engine: TensorRTLLMEngine,
+    python: Path,
     script: Path,
     checkpoint: Path,
     output: Path,
@@ -52,6 +51,7 @@ def conversion_command(
 
     Args:
         engine: the spec's section.
+        python: of the image, which has TensorRT-LLM.
         script: `conversion_script`, as `scripts.find_script` found it.
         checkpoint: Hugging Face directory.
         output: directory to write.
@@ -66,7 +66,7 @@ def conversion_command(
         flags = _quantize(engine, checkpoint, output, calibration_data).arguments()
     else:
         flags = _convert(engine, family, checkpoint, output).arguments()
-    return [PYTHON, str(script), *flags]
+    return [str(python), str(script), *flags]
 
 
 def build_command(

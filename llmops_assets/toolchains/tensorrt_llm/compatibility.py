@@ -1,17 +1,26 @@
-"""Whether a built engine can run where it is about to be deployed.
+"""Whether a built engine can run where it is to serve, and a server of it what it must.
 
 Each rule is one that TensorRT-LLM or TensorRT enforces only when the engine loads, on a GPU
-and minutes after the start, often with a message about something else. Here they are asked
-before a slot is filled.
+and minutes after the start, often with a message about something else. `check_engine` asks
+before a slot is filled: the gate on engines by what the spec says of the servers, and slots
+that run TensorRT-LLM by what they are. `check_engine_server` asks a server that has answered.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from llmops_assets.errors import ToolchainError
-from llmops_assets.toolchains.tensorrt_llm.containers import Backend, Container, check_backend
+from llmops_assets.spec import TensorRTLLMEngine
+from llmops_assets.toolchains.tensorrt_llm.containers import (
+    Backend,
+    check_backend,
+    known_container,
+)
+from llmops_assets.toolchains.tensorrt_llm.gpus import GPUS
 from llmops_assets.toolchains.tensorrt_llm.outputs import EngineConfig
+from llmops_assets.toolchains.tensorrt_llm.packaging import ENGINE, ENGINE_MODEL
 from llmops_assets.toolchains.tensorrt_llm.sidecar import Sidecar
 
 REBUILD = "build the engine again, in the image and on the GPU model that serve it"
@@ -32,35 +41,17 @@ class BuiltEngine:
     """Of the image that built it, `sha256:…`."""
     world_size: int
     """Ranks: tensor, pipeline and context parallelism multiplied."""
-    max_seq_len: int
-    """Longest sequence, prompt and answer, tokens."""
-    tokens_per_block: int
-    """Tokens in one block of the paged KV cache."""
     backend: Backend = "engine"
 
     @classmethod
     def of(cls, config: EngineConfig, sidecar: Sidecar) -> BuiltEngine:
-        """From what `sidecar.open_engine` gives for a whole engine directory.
-
-        Raises:
-            ToolchainError: `config.json` does not say how large a block of the KV cache is.
-        """
-        tokens_per_block = config.build_config.plugin_config.get("tokens_per_block")
-        if not isinstance(tokens_per_block, int):
-            raise ToolchainError(
-                "The engine's config.json does not say how large a block of the KV cache is",
-                expected="build_config.plugin_config.tokens_per_block, a number",
-                found=repr(tokens_per_block),
-                cure="build the engine again with the pinned version of TensorRT-LLM",
-            )
+        """From what `sidecar.open_engine` gives for a whole engine directory."""
         return cls(
             tensorrt_llm=config.version,
             tensorrt=sidecar.toolkit.tensorrt,
             architecture=sidecar.target.architecture,
             image_digest=sidecar.toolkit.image_digest,
             world_size=config.pretrained_config.mapping.world_size,
-            max_seq_len=config.build_config.max_seq_len,
-            tokens_per_block=tokens_per_block,
         )
 
 
@@ -68,13 +59,32 @@ class BuiltEngine:
 class Node:
     """Where a server will run: its image and what it gets of the machine."""
 
-    container: Container
-    image_digest: str
-    """Of the image that the server starts from, `sha256:…`."""
+    image: str
+    """Name and tag of the image that the server starts from."""
+    image_digest: str | None
+    """`sha256:…`; None where nobody fixed it."""
+    tensorrt_llm: str
+    """Version in the image."""
+    tensorrt: str | None
+    """Version in the image; None where it is not known, or there is none."""
     architecture: str
     """Of its GPUs, such as `sm_90`."""
     gpus: int
     """GPUs that the server gets, not those of the whole machine."""
+
+    @classmethod
+    def of(cls, engine: TensorRTLLMEngine) -> Node:
+        """What a spec's engine section says of the servers."""
+        image, _, digest = engine.image.partition("@")
+        container = known_container(engine.image)
+        return cls(
+            image=image,
+            image_digest=digest or None,
+            tensorrt_llm=engine.version,
+            tensorrt=None if container is None else container.tensorrt,
+            architecture=GPUS[engine.gpu].architecture,
+            gpus=engine.parallelism.world_size,
+        )
 
 
 @dataclass(frozen=True)
@@ -111,23 +121,19 @@ def check_serving_image(engine: BuiltEngine, node: Node) -> None:
         ToolchainError: a version or the image's digest differs, or the image cannot serve
             engines at all.
     """
-    container = node.container
-    check_backend(engine.backend, container.tensorrt_llm)
-    if engine.tensorrt_llm != container.tensorrt_llm:
-        raise ToolchainError(
-            "The engine was built by another TensorRT-LLM than the one that would serve it",
-            expected=f"TensorRT-LLM {container.tensorrt_llm}, as in {container.image}",
-            found=engine.tensorrt_llm,
-            cure=REBUILD,
-        )
-    if container.tensorrt is not None and engine.tensorrt != container.tensorrt:
-        raise ToolchainError(
-            "The engine was built by another TensorRT than the one that would serve it",
-            expected=f"TensorRT {container.tensorrt}, as in {container.image}",
-            found=engine.tensorrt,
-            cure=REBUILD,
-        )
-    if engine.image_digest != node.image_digest:
+    check_backend(engine.backend, node.tensorrt_llm)
+    for what, wanted, found in (
+        ("TensorRT-LLM", node.tensorrt_llm, engine.tensorrt_llm),
+        ("TensorRT", node.tensorrt, engine.tensorrt),
+    ):
+        if wanted is not None and found != wanted:
+            raise ToolchainError(
+                f"The engine was built by another {what} than the one that would serve it",
+                expected=f"{what} {wanted}, as in {node.image}",
+                found=found,
+                cure=REBUILD,
+            )
+    if node.image_digest is not None and engine.image_digest != node.image_digest:
         raise ToolchainError(
             "The engine was built in another image than the one that would serve it",
             expected=node.image_digest,
@@ -174,28 +180,43 @@ def check_world_size(engine: BuiltEngine, node: Node) -> None:
         )
 
 
-def check_key_value_cache(
-    cache: KeyValueCache, max_seq_len: int, concurrent_sequences: int = 1
-) -> None:
-    """Checks that the KV cache holds the longest sequences that are promised.
+def check_engine_server(package: Path, metrics: str) -> None:
+    """Checks that a server of an engine's package has room for the longest request.
 
-    TensorRT-LLM refuses to start below one sequence (`maxTokensInPagedKvCache (…) must be
-    large enough`); what is left for the cache under Triton depends on what else is in GPU
-    memory, so a server that started once may have less the next time.
+    Called by the smoke of a deployment, once the server has answered: it counts its KV cache
+    from the first request on.
 
     Args:
-        cache: estimated before the build, or as `read_key_value_cache` found it.
+        package: the directory of what it serves.
+        metrics: text of the server's `/metrics`.
+
+    Raises:
+        ToolchainError: its KV cache holds fewer tokens, or it says nothing of it.
+    """
+    config = EngineConfig.model_validate_json((package / ENGINE / "config.json").read_bytes())
+    check_key_value_cache(
+        read_key_value_cache(metrics, ENGINE_MODEL), config.build_config.max_seq_len
+    )
+
+
+def check_key_value_cache(cache: KeyValueCache, max_seq_len: int) -> None:
+    """Checks that the KV cache holds the longest sequence that the engine takes.
+
+    TensorRT-LLM refuses to start below that (`maxTokensInPagedKvCache (…) must be large
+    enough`); what is left for the cache under Triton depends on what else is in GPU memory, so
+    a server that started once may have less the next time.
+
+    Args:
+        cache: as `read_key_value_cache` found it.
         max_seq_len: longest prompt and answer together, tokens.
-        concurrent_sequences: how many of them at once.
 
     Raises:
         ToolchainError: it holds fewer tokens.
     """
-    needed = max_seq_len * concurrent_sequences
-    if cache.tokens < needed:
+    if cache.tokens < max_seq_len:
         raise ToolchainError(
             "The KV cache is too small for the longest requests",
-            expected=f"at least {needed} tokens: {concurrent_sequences} of {max_seq_len}",
+            expected=f"at least {max_seq_len} tokens",
             found=f"{cache.blocks} blocks of {cache.tokens_per_block} tokens, {cache.tokens} "
             "tokens",
             cure="lower the engine's sequence length or its constraints, quantise the KV cache, "
@@ -236,7 +257,8 @@ def check_memory_released(before: int, after: int, tolerance: int = 2**28) -> No
     """Checks that a server that ended, or failed to load, left GPU memory as it found it.
 
     Triton keeps memory after unloading and after a failed load, which the next engine then
-    lacks. Only the end of the process frees it.
+    lacks. Only the end of the process frees it. Called by slots that run TensorRT-LLM, after
+    they stopped a server.
 
     Args:
         before: bytes of GPU memory in use before the server started.

@@ -178,6 +178,15 @@ RUNTIME = (
         cure="raise max_seq_len in the spec's engine section, or lower the constraints",
     ),
     _complaint(
+        # tensorrt_llm/llmapi/llm.py, for either backend
+        "prompt_too_long",
+        r"The sum of prompt length \(.*should not exceed",
+        "A prompt is longer than the engine allows",
+        expected="prompts of at most max_input_tokens of the spec's constraints",
+        cure="raise max_seq_len or max_num_tokens in the spec's engine section, or set "
+        "chunked_context",
+    ),
+    _complaint(
         "not_an_engine_directory",
         r"RuntimeError: No weight files found in ",
         "The engine directory was taken for a checkpoint",

@@ -26,11 +26,11 @@ PINNED_TENSORRT_LLM = "1.2.1"
 
 # Before 1.0 scripts, defaults and the Python API were in other places; what is written for
 # 1.x would fail there in ways that nobody looked at.
-FIRST_SUPPORTED = Version("1.0")
+FIRST_SUPPORTED = (1, 0)
 # NVIDIA removed trtllm-build, convert_checkpoint.py and the C++ backend after 1.3.0rc20
 # (TensorRT-LLM, docs/source/legacy/tensorrt-backend-removal.md). 1.3.0 itself never had them,
 # and a release candidate of 1.3 is no version to serve with.
-FIRST_WITHOUT_ENGINES = Version("1.3.dev0")
+FIRST_WITHOUT_ENGINES = (1, 3)
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ CONTAINERS = (
     Container("26.07", "1.2.1", "10.14.1.48"),
 )
 
+PINNED_IMAGE = CONTAINERS[-1].image
+"""The newest image that holds the pinned version."""
+
 # A mirror may call the image anything before its tag; a digest may follow.
 _TAG = re.compile(r":(\d\d\.\d\d)" + re.escape(SUFFIX) + r"(@sha256:[0-9a-f]{64})?")
 
@@ -100,34 +103,47 @@ def container_of(image: str) -> Container:
     )
 
 
+def known_container(image: str) -> Container | None:
+    """What is in an image; None for one of one's own, or newer than the table, which is asked
+    for its versions where it runs.
+    """
+    try:
+        return container_of(image)
+    except ToolchainError:
+        return None
+
+
 def containers_with(tensorrt_llm: str) -> tuple[Container, ...]:
     """The containers that hold exactly this version, oldest first; none if there are none."""
     return tuple(container for container in CONTAINERS if container.tensorrt_llm == tensorrt_llm)
 
 
-def check_backend(backend: Backend, tensorrt_llm: str) -> None:
-    """Checks that a version of TensorRT-LLM has a backend.
+def backend_refusal(backend: Backend, tensorrt_llm: str) -> str | None:
+    """Why a version of TensorRT-LLM cannot be used with a backend; None if it can.
 
-    Whether a container has the template of `llmapi` is for `packaging.find_templates` to
+    Whether a container has the template of `llmapi` is for `templates.find_templates` to
     say: it looks.
+    """
+    release = Version(tensorrt_llm).release[:2]
+    if release < FIRST_SUPPORTED:
+        return f"below 1.0 scripts lie elsewhere and flags differ; take {PINNED_TENSORRT_LLM}"
+    if backend == "engine" and release >= FIRST_WITHOUT_ENGINES:
+        return (
+            "from 1.3 on NVIDIA removed convert_checkpoint.py, trtllm-build and "
+            f"inflight_batcher_llm; take {PINNED_TENSORRT_LLM}, or backend: llmapi"
+        )
+    return None
+
+
+def check_backend(backend: Backend, tensorrt_llm: str) -> None:
+    """Checks that a version of TensorRT-LLM has a backend; see `backend_refusal`.
 
     Raises:
-        ToolchainError: engines were removed from it, or it is too old for this toolchain.
+        ToolchainError: it has not.
     """
-    version = Version(tensorrt_llm)
-    if version < FIRST_SUPPORTED:
+    if (refusal := backend_refusal(backend, tensorrt_llm)) is not None:
         raise ToolchainError(
-            f"TensorRT-LLM {tensorrt_llm} is too old for this toolchain",
-            expected=f"{FIRST_SUPPORTED} or later, best {PINNED_TENSORRT_LLM}",
-            found=tensorrt_llm,
-            cure=f"serve from {containers_with(PINNED_TENSORRT_LLM)[-1].image}",
-        )
-    if backend == "engine" and version >= FIRST_WITHOUT_ENGINES:
-        raise ToolchainError(
-            f"TensorRT-LLM {tensorrt_llm} can neither build nor serve engines: NVIDIA removed "
-            "them with 1.3",
-            expected=f"a version below 1.3, best {PINNED_TENSORRT_LLM}",
-            found=tensorrt_llm,
-            cure="set backend: llmapi in the spec's engine section, or serve from "
-            f"{containers_with(PINNED_TENSORRT_LLM)[-1].image}",
+            f"TensorRT-LLM {tensorrt_llm} cannot be used with backend {backend}",
+            found=refusal,
+            cure=f"serve from {PINNED_IMAGE}, or change the backend in the spec",
         )

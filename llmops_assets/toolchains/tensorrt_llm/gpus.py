@@ -34,6 +34,8 @@ class GPU:
     compute_capability: Capability
     memory: int
     """Bytes: the data sheet's GB as 10^9, which a driver reports at least."""
+    products: tuple[str, ...]
+    """What the driver calls it, with dashes for spaces."""
 
     @property
     def architecture(self) -> str:
@@ -50,26 +52,30 @@ class GPU:
         return self.compute_capability >= KEY_VALUE_CAPABILITY[kv_cache]
 
 
-def _gpu(major: int, minor: int, gigabytes: int) -> GPU:
-    return GPU(compute_capability=(major, minor), memory=gigabytes * 10**9)
+def _gpu(major: int, minor: int, gigabytes: int, *products: str) -> GPU:
+    return GPU(
+        compute_capability=(major, minor),
+        memory=gigabytes * 10**9,
+        products=tuple(f"NVIDIA-{product}" for product in products),
+    )
 
 
 GPUS: Mapping[GPUName, GPU] = {
-    "a100-40gb": _gpu(8, 0, 40),
-    "a100-80gb": _gpu(8, 0, 80),
-    "a30": _gpu(8, 0, 24),
-    "a10": _gpu(8, 6, 24),
-    "a40": _gpu(8, 6, 48),
-    "l4": _gpu(8, 9, 24),
-    "l40": _gpu(8, 9, 48),
-    "l40s": _gpu(8, 9, 48),
-    "rtx-6000-ada": _gpu(8, 9, 48),
-    "h100-sxm": _gpu(9, 0, 80),
-    "h100-pcie": _gpu(9, 0, 80),
-    "h100-nvl": _gpu(9, 0, 94),
-    "h200": _gpu(9, 0, 141),
-    "gh200": _gpu(9, 0, 96),
-    "b200": _gpu(10, 0, 180),
-    "b300": _gpu(10, 3, 270),
-    "rtx-pro-6000-blackwell": _gpu(12, 0, 96),
+    "a100-40gb": _gpu(8, 0, 40, "A100-SXM4-40GB", "A100-PCIE-40GB"),
+    "a100-80gb": _gpu(8, 0, 80, "A100-SXM4-80GB", "A100-80GB-PCIe"),
+    "a30": _gpu(8, 0, 24, "A30"),
+    "a10": _gpu(8, 6, 24, "A10"),
+    "a40": _gpu(8, 6, 48, "A40"),
+    "l4": _gpu(8, 9, 24, "L4"),
+    "l40": _gpu(8, 9, 48, "L40"),
+    "l40s": _gpu(8, 9, 48, "L40S"),
+    "rtx-6000-ada": _gpu(8, 9, 48, "RTX-6000-Ada-Generation"),
+    "h100-sxm": _gpu(9, 0, 80, "H100-80GB-HBM3"),
+    "h100-pcie": _gpu(9, 0, 80, "H100-PCIe"),
+    "h100-nvl": _gpu(9, 0, 94, "H100-NVL"),
+    "h200": _gpu(9, 0, 141, "H200"),
+    "gh200": _gpu(9, 0, 96, "GH200-480GB"),
+    "b200": _gpu(10, 0, 180, "B200"),
+    "b300": _gpu(10, 3, 270, "B300-SXM6-AC"),
+    "rtx-pro-6000-blackwell": _gpu(12, 0, 96, "RTX-PRO-6000-Blackwell-Server-Edition"),
 }

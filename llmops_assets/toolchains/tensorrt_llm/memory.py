@@ -13,6 +13,7 @@ from pathlib import Path
 
 from llmops_assets.errors import ToolchainError
 from llmops_assets.spec import TensorRTLLMEngine
+from llmops_assets.toolchains.tensorrt_llm.checkpoints import weight_files
 from llmops_assets.toolchains.tensorrt_llm.gpus import GPUS
 from llmops_assets.toolchains.tensorrt_llm.quantizations import KEY_VALUE_BITS, RECIPES
 from llmops_assets.toolchains.tensorrt_llm.shape import ModelShape
@@ -111,8 +112,8 @@ def check_memory(found: MemoryEstimate, engine: TensorRTLLMEngine) -> None:
 
 
 def stored_bytes(checkpoint: Path) -> int:
-    """Bytes of a Hugging Face directory's weights, all of its safetensors files."""
-    return sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    """Bytes of a Hugging Face directory's weights that are loaded; see `weight_files`."""
+    return sum(path.stat().st_size for path in weight_files(checkpoint))
 
 
 def _weights(shape: ModelShape, engine: TensorRTLLMEngine) -> int:

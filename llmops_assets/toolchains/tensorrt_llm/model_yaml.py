@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmops_assets.errors import ToolchainError
 from llmops_assets.spec import TensorRTLLMEngine
+from llmops_assets.toolchains.tensorrt_llm.combinations import refuse_impossible
 
 PACKAGE_MOUNT = PurePosixPath("/opt/llmops/package")
 """Where a server has its package: the same path in staging, blue and green."""
@@ -70,22 +71,10 @@ class LlmApiModel(_Frozen):
         """What a spec's engine section with backend llmapi says.
 
         Raises:
-            ToolchainError: it asks for what `model.yaml` cannot say.
+            ToolchainError: it asks for what `model.yaml` cannot say, or else is impossible.
         """
+        refuse_impossible(engine)
         parallelism = engine.parallelism
-        unsaid = {
-            "parallelism.context": parallelism.context > 1,
-            "parallelism.expert": parallelism.expert > 1,
-            "limits.max_beam_width": engine.limits.max_beam_width > 1,
-        }
-        if any(unsaid.values()) or engine.kv_cache.dtype == "int8":
-            raise ToolchainError(
-                "The engine section asks for what model.yaml does not say",
-                expected="tensor and pipeline parallelism, no beams, a KV cache of auto or fp8",
-                found=", ".join(name for name, wanted in unsaid.items() if wanted)
-                or f"kv_cache.dtype {engine.kv_cache.dtype}",
-                cure="correct the spec's engine section",
-            )
         return cls(
             dtype=engine.dtype,
             tensor_parallel_size=parallelism.tensor,
@@ -95,7 +84,8 @@ class LlmApiModel(_Frozen):
             max_seq_len=engine.limits.max_seq_len,
             enable_chunked_prefill=engine.chunked_context,
             kv_cache_config=LlmApiKeyValueCache(
-                dtype=engine.kv_cache.dtype,
+                # int8 needs an engine's scales, and was refused.
+                dtype="fp8" if engine.kv_cache.dtype == "fp8" else "auto",
                 free_gpu_memory_fraction=engine.kv_cache.free_gpu_mem_fraction,
                 enable_block_reuse=engine.kv_cache.reuse,
                 tokens_per_block=engine.kv_cache.tokens_per_block,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmops_assets.errors import ToolchainError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class GPUFacts(BaseModel):
@@ -31,9 +34,7 @@ class GPUFacts(BaseModel):
 
 
 def gpus_here() -> GPUFacts:
-    """The GPUs of this machine, or those that its container was given.
-
-    NVML does not heed `CUDA_VISIBLE_DEVICES`.
+    """The GPUs that CUDA shows to this process: of the machine, or that its container was given.
 
     Source of names and units: NVIDIA's NVML reference, as `nvidia-ml-py` passes it on; the
     CUDA version is 1000 times the major plus 10 times the minor number.
@@ -52,9 +53,7 @@ def gpus_here() -> GPUFacts:
     except pynvml.NVMLError as error:
         raise _no_gpu(error, "run the step on a machine with an NVIDIA GPU and driver") from error
     try:
-        handles = [
-            pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
-        ]
+        handles = _visible(pynvml)
         kinds = {
             (
                 _text(pynvml.nvmlDeviceGetName(handle)),
@@ -73,8 +72,9 @@ def gpus_here() -> GPUFacts:
         raise ToolchainError(
             "This machine has not one kind of GPU",
             expected="GPUs of one name, compute capability and memory",
-            found="; ".join(sorted(f"{name} ({sm})" for name, sm, _ in kinds)) or "no GPU",
-            cure="give the step GPUs of one kind, by a node selector",
+            found="; ".join(sorted(f"{name} ({sm})" for name, sm, _ in kinds))
+            or f"no GPU; {VISIBLE} is {os.environ.get(VISIBLE)}",
+            cure=f"give the step GPUs of one kind, by a node selector or {VISIBLE}",
         )
     ((name, compute_capability, memory),) = kinds
     return GPUFacts(
@@ -85,6 +85,32 @@ def gpus_here() -> GPUFacts:
         driver=driver,
         cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
     )
+
+
+def _visible(pynvml: Any) -> list[Any]:
+    """Handles of the GPUs that `CUDA_VISIBLE_DEVICES` names; NVML itself does not heed it.
+
+    As CUDA reads it (CUDA Programming Guide, environment variables): indices, or beginnings
+    of UUIDs; what follows a name that is none of a GPU does not count. A slice of a GPU (MIG)
+    is none: an engine is built for a whole one.
+    """
+    handles = [
+        pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
+    ]
+    if (names := os.environ.get(VISIBLE)) is None:
+        return handles
+    by_index = {str(index): handle for index, handle in enumerate(handles)}
+    by_uuid = {_text(pynvml.nvmlDeviceGetUUID(handle)): handle for handle in handles}
+    visible: list[Any] = []
+    for name in map(str.strip, names.split(",")):
+        beginning = [uuid for uuid in by_uuid if name.startswith("GPU-") and uuid.startswith(name)]
+        if name in by_index:
+            visible.append(by_index[name])
+        elif len(beginning) == 1:
+            visible.append(by_uuid[beginning[0]])
+        else:
+            break
+    return visible
 
 
 def _text(value: str | bytes) -> str:

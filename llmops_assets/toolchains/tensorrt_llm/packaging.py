@@ -19,14 +19,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmops_assets.errors import ToolchainError
+from llmops_assets.serving.model_repository import parse_configuration, read_repository
+from llmops_assets.serving.package_description import PACKAGE_FILE
+from llmops_assets.serving.request_contract import RequestContract
 from llmops_assets.spec import Constraints, TensorRTLLMEngine
-from llmops_assets.toolchains.base import VERSION_FOLDER
+from llmops_assets.toolchains.base import VERSION_FOLDER, ServingImage
+from llmops_assets.toolchains.tensorrt_llm.containers import Backend
 from llmops_assets.toolchains.tensorrt_llm.inputs import refuse_code
 from llmops_assets.toolchains.tensorrt_llm.model_yaml import (
     CHECKPOINT,
@@ -34,18 +39,36 @@ from llmops_assets.toolchains.tensorrt_llm.model_yaml import (
     PACKAGE_MOUNT,
     read_llmapi_model,
 )
-from llmops_assets.toolchains.tensorrt_llm.sidecar import SIDECAR
-from llmops_assets.toolchains.tensorrt_llm.templates import fill, parse_configuration, rename
+from llmops_assets.toolchains.tensorrt_llm.sidecar import NAME, SIDECAR
+from llmops_assets.toolchains.tensorrt_llm.templates import INNER_MODELS, fill, rename
 
 REPOSITORY = "repository"
 ENGINE = "engine"
 TOKENIZER = "tokenizer"
-PACKAGE_FILE = "package.json"
 
 ENTRY_TEMPLATE = "ensemble"
-INNER_MODELS = ("preprocessing", "postprocessing", "tensorrt_llm", "tensorrt_llm_bls")
+ENGINE_MODEL = "tensorrt_llm"
 LLMAPI_TEMPLATE = "tensorrt_llm"
 INNER_VERSION = "1"
+
+# TensorRT-LLM, triton_backend/all_models/inflight_batcher_llm/ensemble/config.pbtxt; that each
+# streamed piece counts its own tokens is in inflight_batcher_llm/src/model_instance_state.cc.
+ENSEMBLE_CONTRACT = RequestContract(
+    inputs={"return_num_output_tokens": True},
+    output_tokens="num_output_tokens",
+    tokens_so_far=False,
+    finish_reason=None,
+)
+# TensorRT-LLM, triton_backend/all_models/llmapi/tensorrt_llm: config.pbtxt, 1/helpers.py and
+# 1/model.py, which sends `CompletionOutput.text`: the answer so far. Unless told otherwise it
+# repeats the prompt before it.
+LLMAPI_CONTRACT = RequestContract(
+    max_tokens="sampling_param_max_tokens",
+    streaming="streaming",
+    inputs={"return_finish_reason": True, "sampling_param_exclude_input_from_output": True},
+    text_so_far=True,
+    output_tokens=None,
+)
 
 # Git and object storage drop empty folders, and a model without a version folder does not
 # load. An ensemble has nothing of its own to put there.
@@ -91,9 +114,9 @@ UNSET = frozenset(
         "cancellation_check_period_ms", "stats_check_period_ms", "iter_stats_max_iterations",
         "request_stats_max_iterations", "normalize_log_probs", "gpu_weights_percent",
         "enable_context_fmha_fp32_acc", "multi_block_mode", "cuda_graph_mode",
-        "cuda_graph_cache_size", "enable_trt_overlap",
-        # Several nodes, and workers that were started before the server.
-        "participant_ids", "num_nodes",
+        "cuda_graph_cache_size", "enable_trt_overlap", "max_tokens_in_paged_kv_cache",
+        # Several nodes or engines in a server, and workers that were started before it.
+        "participant_ids", "num_nodes", "gpu_device_ids",
     }
 )  # fmt: skip
 """Placeholders of parameters that this toolchain leaves at their default."""
@@ -105,24 +128,15 @@ class EngineServing(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_batch_size: int = Field(ge=1, description="Requests in one batch; the engine's at most.")
-    instances: int = Field(default=1, ge=1, description="Of each Python model.")
-    add_special_tokens: bool = Field(
-        default=True, description="Without a start token many models answer garbage."
-    )
     kv_cache_free_gpu_mem_fraction: float = Field(
         default=0.9, gt=0, lt=1, description="Of the memory that is free once the engine is in."
     )
-    max_tokens_in_paged_kv_cache: int | None = Field(default=None, ge=1)
     batch_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = (
         "guaranteed_no_evict"
     )
     enable_kv_cache_reuse: bool = True
     enable_chunked_context: bool = False
-    max_queue_delay_microseconds: int = Field(default=0, ge=0)
-    max_queue_size: int = Field(default=0, ge=0, description="0 is no limit.")
-    gpu_device_ids: tuple[int, ...] = Field(
-        default=(), description="For orchestrator mode; none: the first ones."
-    )
+    max_queue_size: int = Field(default=0, ge=0, description="Requests that wait; 0: no limit.")
 
     @classmethod
     def of(cls, engine: TensorRTLLMEngine) -> EngineServing:
@@ -133,7 +147,22 @@ class EngineServing(BaseModel):
             batch_scheduler_policy=engine.scheduler,
             enable_kv_cache_reuse=engine.kv_cache.reuse,
             enable_chunked_context=engine.chunked_context,
+            max_queue_size=engine.max_queue_size or 0,
         )
+
+
+@dataclass(frozen=True)
+class ServedBy:
+    """What serves a package: whoever starts a server has only the package to know it from."""
+
+    image: ServingImage
+    """That built the engine."""
+    tensorrt_llm: str
+    """Version in the image."""
+    architecture: str
+    """Of the GPUs, such as `sm_90`."""
+    world_size: int
+    """GPUs of one server, one per rank."""
 
 
 def package_engine(
@@ -145,6 +174,7 @@ def package_engine(
     model: str,
     constraints: Constraints,
     serving: EngineServing,
+    served: ServedBy,
 ) -> None:
     """Writes the package of an engine. Equal inputs give equal bytes.
 
@@ -159,12 +189,14 @@ def package_engine(
         model: the model's name.
         constraints: longest prompt and answer, tokens.
         serving: settings of Triton.
+        served: what is written into the package of the server.
 
     Raises:
         ToolchainError: the engine is smaller than what is promised, the tokenizer would run
             code or is missing, or a template is not one that this toolchain knows.
     """
     if model in INNER_MODELS:
+        # The spec of a release that was frozen before specs were asked.
         raise ToolchainError(
             f"A model cannot be called {model} when an engine serves it",
             expected=f"none of {', '.join(INNER_MODELS)}, which are in every package",
@@ -186,21 +218,27 @@ def package_engine(
             _write_model(template, repository / name, text, INNER_VERSION)
     _check_engine_configuration(repository / "tensorrt_llm" / "config.pbtxt")
     copy_tree(engine, output / ENGINE, leave={SIDECAR})
-    _copy_tokenizer(checkpoint, output / TOKENIZER)
+    copy_tokenizer(checkpoint, output / TOKENIZER)
     _write_description(
         output,
         model=model,
         backend="engine",
-        world_size=config["pretrained_config"]["mapping"]["world_size"],
-        tensorrt_llm=config["version"],
+        served=served,
         constraints=constraints,
         serving=serving.model_dump(mode="json"),
+        asked=ENSEMBLE_CONTRACT,
     )
     check_package(output, model)
 
 
 def package_llmapi(
-    engine: Path, templates: Path, output: Path, *, model: str, constraints: Constraints
+    engine: Path,
+    templates: Path,
+    output: Path,
+    *,
+    model: str,
+    constraints: Constraints,
+    served: ServedBy,
 ) -> None:
     """Writes the package of a checkpoint that Triton's `llmapi` model serves.
 
@@ -210,6 +248,7 @@ def package_llmapi(
         output: directory to write.
         model: the model's name.
         constraints: longest prompt and answer, tokens.
+        served: what is written into the package of the server.
 
     Raises:
         ToolchainError: `model.yaml` is not a frozen one or promises less than the spec, the
@@ -231,10 +270,10 @@ def package_llmapi(
         output,
         model=model,
         backend="llmapi",
-        world_size=frozen.tensor_parallel_size * frozen.pipeline_parallel_size,
-        tensorrt_llm=None,
+        served=served,
         constraints=constraints,
         serving=frozen.model_dump(mode="json"),
+        asked=LLMAPI_CONTRACT,
     )
     check_package(output, model)
 
@@ -249,17 +288,12 @@ def check_package(package: Path, model: str) -> None:
     Raises:
         ToolchainError: naming everything that is wrong.
     """
-    problems: list[str] = []
-    folders = sorted(path for path in (package / REPOSITORY).iterdir() if path.is_dir())
-    if model not in [folder.name for folder in folders]:
-        problems.append(f"there is no model {model}")
-    for folder in folders:
-        text = (folder / "config.pbtxt").read_text(encoding="utf-8")
-        if "${" in text:
-            problems.append(f"config.pbtxt of {folder.name} has a placeholder left")
-        configuration = parse_configuration(text, folder.name)
-        if configuration.name != folder.name:
-            problems.append(f"config.pbtxt of {folder.name} names {configuration.name}")
+    found = read_repository(package / REPOSITORY, model)
+    problems = list(found.problems)
+    for name, configuration in found.configurations.items():
+        folder = package / REPOSITORY / name
+        if "${" in (folder / "config.pbtxt").read_text(encoding="utf-8"):
+            problems.append(f"config.pbtxt of {name} has a placeholder left")
         paths = [
             configuration.parameters[key].string_value
             for key in ("gpt_model_path", "tokenizer_dir")
@@ -289,7 +323,6 @@ def check_package(package: Path, model: str) -> None:
 
 def _values(config: Mapping[str, Any], serving: EngineServing) -> dict[str, str]:
     """What is written into the templates, by placeholder."""
-    tokens = serving.max_tokens_in_paged_kv_cache
     return {
         "triton_backend": "tensorrtllm",
         "triton_max_batch_size": str(serving.max_batch_size),
@@ -301,23 +334,23 @@ def _values(config: Mapping[str, Any], serving: EngineServing) -> dict[str, str]
         "logits_datatype": _logits_type(config),
         "encoder_input_features_data_type": "TYPE_FP16",
         "prompt_embedding_table_data_type": "TYPE_FP16",
-        "max_queue_delay_microseconds": str(serving.max_queue_delay_microseconds),
+        # Requests are batched in flight, so none waits for others in Triton's queue.
+        "max_queue_delay_microseconds": "0",
         "max_queue_size": str(serving.max_queue_size),
-        "preprocessing_instance_count": str(serving.instances),
-        "postprocessing_instance_count": str(serving.instances),
-        "bls_instance_count": str(serving.instances),
-        "add_special_tokens": _boolean(serving.add_special_tokens),
+        "preprocessing_instance_count": "1",
+        "postprocessing_instance_count": "1",
+        "bls_instance_count": "1",
+        # Without a start token many models answer garbage.
+        "add_special_tokens": "true",
         "skip_special_tokens": "true",
         "accumulate_tokens": "false",
         "tensorrt_llm_model_name": "tensorrt_llm",
         "max_beam_width": str(config["build_config"]["max_beam_width"]),
-        "max_tokens_in_paged_kv_cache": "" if tokens is None else str(tokens),
         "kv_cache_free_gpu_mem_fraction": str(serving.kv_cache_free_gpu_mem_fraction),
         "batch_scheduler_policy": serving.batch_scheduler_policy,
         "enable_kv_cache_reuse": _boolean(serving.enable_kv_cache_reuse),
         "enable_chunked_context": _boolean(serving.enable_chunked_context),
         "exclude_input_in_output": "true",
-        "gpu_device_ids": ",".join(map(str, serving.gpu_device_ids)),
     }
 
 
@@ -437,7 +470,12 @@ def copy_tree(source: Path, target: Path, leave: set[str]) -> None:
         shutil.copyfile(path, target / inside)
 
 
-def _copy_tokenizer(checkpoint: Path, target: Path) -> None:
+def copy_tokenizer(checkpoint: Path, target: Path) -> None:
+    """Copies what a server needs to read and write text; `target` must not exist.
+
+    Raises:
+        ToolchainError: there is no tokenizer, or loading it would run code.
+    """
     if not (checkpoint / "tokenizer.json").is_file():
         raise ToolchainError(
             f"{checkpoint} has no tokenizer",
@@ -457,25 +495,51 @@ def _write_description(
     output: Path,
     *,
     model: str,
-    backend: str,
-    world_size: int,
-    tensorrt_llm: str | None,
+    backend: Backend,
+    served: ServedBy,
     constraints: Constraints,
     serving: Mapping[str, Any],
+    asked: RequestContract,
 ) -> None:
+    """Writes `package.json`; `serving.package_description` reads what others need of it."""
+    entry = parse_configuration(
+        (output / REPOSITORY / model / "config.pbtxt").read_text(encoding="utf-8"), model
+    )
+    _check_contract(entry, asked)
     description = {
         "model": model,
-        "toolchain": "tensorrt_llm",
+        "toolchain": NAME,
         "backend": backend,
-        "tensorrt_llm": tensorrt_llm,
         "mount": str(PACKAGE_MOUNT),
-        "world_size": world_size,
         "limits": constraints.model_dump(mode="json"),
         "serving": dict(serving),
+        "asked": asked.model_dump(mode="json"),
+        **asdict(served),
     }
     (output / PACKAGE_FILE).write_text(
         json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
+
+
+def _check_contract(entry: Any, asked: RequestContract) -> None:
+    """Checks that a model has the inputs and outputs that it will be asked by.
+
+    Triton loses an input that a model has not, without a word.
+
+    Raises:
+        ToolchainError: naming those that it has not.
+    """
+    inputs = {asked.prompt, asked.max_tokens, asked.streaming, *asked.inputs}
+    outputs = {asked.text, asked.output_tokens, asked.finish_reason} - {None}
+    missing = sorted(inputs - {one.name for one in entry.input})
+    missing += sorted(outputs - {one.name for one in entry.output})
+    if missing:
+        raise ToolchainError(
+            f"The template of {entry.name} has not the inputs and outputs that it is asked by",
+            expected=", ".join(sorted(inputs | outputs)),
+            found=f"no {', '.join(missing)}",
+            cure="look into the image's template, and correct the contracts in packaging.py",
+        )
 
 
 def _read_template(template: Path) -> str:

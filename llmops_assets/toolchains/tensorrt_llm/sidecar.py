@@ -14,14 +14,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
-from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from llmops_assets.develop.directory import replace_file
 from llmops_assets.errors import ToolchainError
 from llmops_assets.toolchains.tensorrt_llm.nvml import GPUFacts
 from llmops_assets.toolchains.tensorrt_llm.outputs import EngineConfig, check_engine_directory
-from llmops_assets.versions import versions_of
 
 SIDECAR = "engine.json"
 NAME = "tensorrt_llm"
@@ -45,6 +43,11 @@ class Toolkit(Part):
         "without it."
     )
     image_digest: Digest = Field(description="Of the container image.")
+    cuda: str | None = Field(
+        default=None,
+        description="Version in the image, such as 13.0.2, from CUDA_VERSION, which NVIDIA's "
+        "images set; what the driver supports is a fact of the GPU.",
+    )
 
 
 class Target(Part):
@@ -97,29 +100,6 @@ class Sidecar(Part):
     cost: Cost
     files: Mapping[str, int] = Field(
         min_length=1, description="Size in bytes of every other file of the directory."
-    )
-
-
-def toolkit_here(image_digest: str) -> Toolkit:
-    """The versions installed where this process runs, which is inside the image that builds.
-
-    Raises:
-        ToolchainError: TensorRT-LLM is not installed here.
-    """
-    versions = versions_of("tensorrt_llm", "tensorrt")
-    if versions["tensorrt_llm"] == "absent":
-        raise ToolchainError(
-            "TensorRT-LLM is not installed here",
-            expected="the image of TensorRT-LLM that the settings name",
-            found="no distribution tensorrt_llm",
-            cure="run the step in that image",
-        )
-    tensorrt = versions["tensorrt"]
-    return Toolkit(
-        tensorrt_llm=versions["tensorrt_llm"],
-        # Wheels of it may be called 10.14.1.48.post1, which is the same library.
-        tensorrt=None if tensorrt == "absent" else Version(tensorrt).base_version,
-        image_digest=image_digest,
     )
 
 

@@ -12,7 +12,6 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llmops_assets.errors import ToolchainError
 from llmops_assets.toolchains.tensorrt_llm.containers import Backend
@@ -21,6 +20,9 @@ from llmops_assets.toolchains.tensorrt_llm.containers import Backend
 # then of a TensorRT-LLM source tree, as NVIDIA's release image has one.
 PLACES = ("app/all_models", "app/tensorrt_llm/triton_backend/all_models")
 FOLDERS: Mapping[Backend, str] = {"engine": "inflight_batcher_llm", "llmapi": "llmapi"}
+
+INNER_MODELS = ("preprocessing", "postprocessing", "tensorrt_llm", "tensorrt_llm_bls")
+"""Models that are in every package of an engine beside the one that clients ask."""
 
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 _COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
@@ -157,25 +159,3 @@ def rename(text: str, old: str, new: str) -> str:
             cure="look into the image's templates",
         )
     return renamed
-
-
-def parse_configuration(text: str, name: str) -> Any:
-    """A `config.pbtxt` as Triton's own `ModelConfig` message reads it.
-
-    Raises:
-        ToolchainError: Triton could not read it.
-    """
-    # gRPC comes with it; whoever only imports this module should not wait for that.
-    from google.protobuf import text_format
-    from tritonclient.grpc import model_config_pb2
-
-    proto: Any = model_config_pb2  # generated at import, so without types
-    try:
-        return text_format.Parse(text, proto.ModelConfig())
-    except text_format.ParseError as error:
-        raise ToolchainError(
-            f"Triton could not read the configuration of {name}",
-            expected="a text-format ModelConfig",
-            found=error,
-            cure="compare the image's template with packaging.py",
-        ) from error

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
-from llmops_assets.develop.data import read_data
 from llmops_assets.evidence.latency import LatencySummary
 from llmops_assets.spec import ModelSpec, TensorRTLLMEngine
 from llmops_assets.toolchains.tensorrt_llm.benchmark import (
@@ -31,7 +31,8 @@ def measure_throughput(
     backend: Backend,
     checkpoint: Path,
     engine: Path,
-    evaluation_data: Path,
+    prompts: Sequence[Sequence[int]],
+    llm_options: Path | None,
     spec: ModelSpec,
     tools: ToolRunner,
 ) -> Throughput:
@@ -39,26 +40,20 @@ def measure_throughput(
 
     Args:
         backend: what `engine` is.
-        checkpoint: Hugging Face directory; its tokenizer makes the prompts.
+        checkpoint: Hugging Face directory.
         engine: engine directory, or checkpoint with its frozen `model.yaml`.
-        evaluation_data: data directory; its prompts are asked in turn, again if they are few.
+        prompts: token ids; they are asked in turn, again if they are few.
+        llm_options: see `Benchmark`.
         spec: says how many requests, at which concurrencies, with which longest answer.
         tools: run `trtllm-bench`, in a folder of theirs.
 
     Raises:
         ToolError, ToolchainError: the tool failed, or its report is not about this engine.
     """
-    # Only the serving image needs it, so importing this module must not.
-    from tokenizers import Tokenizer
-
     assert isinstance(spec.engine, TensorRTLLMEngine)
     gate = spec.gates.latency
     folder = tools.work / "benchmark"
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-    texts: list[str] = read_data(evaluation_data).column("prompt").to_pylist()
-    longest = spec.constraints.max_input_tokens
-    prompts = [tokenizer.encode(text).ids[:longest] for text in texts]
     dataset = folder / "dataset.jsonl"
     write_dataset(
         list(islice(cycle(prompts), gate.requests)), spec.constraints.max_output_tokens, dataset
@@ -76,6 +71,9 @@ def measure_throughput(
             tensor_parallel_size=spec.engine.parallelism.tensor,
             world_size=spec.engine.parallelism.world_size,
             kv_cache_free_gpu_mem_fraction=spec.engine.kv_cache.free_gpu_mem_fraction,
+            scheduler=spec.engine.scheduler,
+            chunked_context=spec.engine.chunked_context,
+            llm_options=llm_options,
         )
         for concurrency in gate.measured_concurrencies
     ]

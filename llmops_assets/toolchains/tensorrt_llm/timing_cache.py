@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmops_assets.develop.directory import replace_file
-from llmops_assets.errors import ToolchainError
 
 
 @dataclass(frozen=True)
@@ -60,23 +59,23 @@ class TimingCache:
             return None
         return shutil.copyfile(self.kept, self.read)
 
-    def keep(self) -> None:
-        """Keeps what the build measured; called after its engine was verified.
+    def keep(self) -> str | None:
+        """Keeps what the build measured; called when its engine is whole.
 
         Of two builds that end together one wins; no reader sees half a file.
 
-        Raises:
-            ToolchainError: the build wrote no cache, so it did not take the flags.
+        Returns:
+            Why nothing was kept, for people; None if it was. It costs the next build time,
+            and is no reason to throw an engine away.
         """
         if not self.written.is_file() or self.written.stat().st_size == 0:
-            raise ToolchainError(
-                "trtllm-build wrote no timing cache",
-                expected=str(self.written),
-                found="nothing there",
-                cure="check that the flags of the timing cache were passed on to it",
-            )
-        self.kept.parent.mkdir(parents=True, exist_ok=True)
+            return "trtllm-build wrote no timing cache, so the next build measures anew"
         # A name of its own, as two builds may keep theirs at once.
         partial = self.kept.with_name(f"{self.kept.name}.{os.getpid()}.partial")
-        shutil.copyfile(self.written, partial)
-        replace_file(partial, self.kept)
+        try:
+            self.kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.written, partial)
+            replace_file(partial, self.kept)
+        except OSError as error:
+            return f"the timing cache could not be kept, so the next build measures anew: {error}"
+        return None

@@ -7,28 +7,43 @@ tools are commands of the image that the step runs in; TensorRT-LLM is never imp
 from __future__ import annotations
 
 import json
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
+from llmops_assets.develop.data import read_data
 from llmops_assets.develop.sources import find_source, hold_still
 from llmops_assets.errors import ToolchainError
 from llmops_assets.settings import Settings
-from llmops_assets.spec import ModelSpec, TensorRTLLMEngine, canonical
+from llmops_assets.spec import ModelSpec, TensorRTLLMEngine, canonical, requests_needed
 from llmops_assets.storage.store import content_digest
-from llmops_assets.toolchains.base import Facts, ServingImage, Target
-from llmops_assets.toolchains.tensorrt_llm.checkpoints import check_checkpoint
+from llmops_assets.toolchains.base import Facts, ServingImage, Step, Target
+from llmops_assets.toolchains.tensorrt_llm.checkpoints import check_checkpoint, weight_files
 from llmops_assets.toolchains.tensorrt_llm.combinations import refuse_impossible
 from llmops_assets.toolchains.tensorrt_llm.commands import (
     build_command,
     conversion_command,
     conversion_script,
 )
-from llmops_assets.toolchains.tensorrt_llm.compatibility import BuiltEngine, Node, check_engine
-from llmops_assets.toolchains.tensorrt_llm.containers import container_of
-from llmops_assets.toolchains.tensorrt_llm.image import Image, image_here
+from llmops_assets.toolchains.tensorrt_llm.compatibility import (
+    BuiltEngine,
+    Node,
+    check_engine,
+    check_engine_server,
+)
+from llmops_assets.toolchains.tensorrt_llm.conversion import (
+    Conversion,
+    read_conversion,
+    write_conversion,
+)
+from llmops_assets.toolchains.tensorrt_llm.image import Image, image_digest, image_here
+from llmops_assets.toolchains.tensorrt_llm.image_python import with_our_modules
 from llmops_assets.toolchains.tensorrt_llm.inputs import (
     OFFLINE_CALIBRATION,
     calibration_data,
@@ -53,10 +68,13 @@ from llmops_assets.toolchains.tensorrt_llm.outputs import (
 from llmops_assets.toolchains.tensorrt_llm.packaging import (
     PACKAGE_FILE,
     EngineServing,
+    ServedBy,
+    copy_tokenizer,
     copy_tree,
     package_engine,
     package_llmapi,
 )
+from llmops_assets.toolchains.tensorrt_llm.prompts import tokenized_prompts
 from llmops_assets.toolchains.tensorrt_llm.running import run_listening
 from llmops_assets.toolchains.tensorrt_llm.shape import check_shape, read_shape
 from llmops_assets.toolchains.tensorrt_llm.sidecar import (
@@ -70,10 +88,25 @@ from llmops_assets.toolchains.tensorrt_llm.sidecar import (
 )
 from llmops_assets.toolchains.tensorrt_llm.throughput import measure_throughput
 from llmops_assets.toolchains.tensorrt_llm.timing_cache import TimingCache
+from llmops_assets.toolchains.tensorrt_llm.validation_report import write_report
 from llmops_assets.tools import ToolRunner
 from llmops_assets.versions import source_version
 
 VALIDATION = "llmops_assets.toolchains.tensorrt_llm.validation"
+FEWEST_TIMED_ROWS = 110
+"""Prompts that are answered one after the other, to be timed; the gate may need more."""
+SOURCES: Mapping[Step, tuple[str, ...]] = {
+    "converted_weights": (
+        "checkpoints", "commands", "conversion", "families", "flags", "quantizations", "scripts",
+    ),
+    "engine": ("commands", "flags", "model_yaml", "sidecar"),
+    "engine_validation": (
+        "benchmark", "prompts", "throughput", "validation", "validation_report",
+    ),
+    "packaged_model": ("model_yaml", "packaging", "templates"),
+}  # fmt: skip
+"""Modules that decide what a step writes. Others refuse, look on or hand through: what is
+mended in them is no reason to spend GPU hours again."""
 
 
 class TensorRTLLMToolchain(ABC):
@@ -107,18 +140,25 @@ class TensorRTLLMToolchain(ABC):
         """
         return image_here(self._settings)
 
-    def versions(self) -> Mapping[str, str]:
-        """Versions of the toolkit and of our own sources, and what the GPU is.
+    def versions(self, step: Step) -> Mapping[str, str]:
+        """The image and our own sources; where a GPU takes part, the toolkit and the GPU.
 
         Raises:
             ToolchainError: see `image.image_here`.
         """
+        ours = {
+            "image": image_digest(self._settings),
+            "llmops_assets": source_version(Path(__file__).parent, SOURCES[step]),
+        }
+        if step == "packaged_model":
+            # Templates, which are in the image: a package that is there already is found
+            # without a GPU.
+            return ours
         toolkit, gpus = self.image.toolkit, self.image.gpus
         return {
+            **ours,
             "tensorrt_llm": toolkit.tensorrt_llm,
             "tensorrt": toolkit.tensorrt or "absent",
-            "image": toolkit.image_digest,
-            "llmops_assets": source_version(Path(__file__).parent),
             # An engine runs on its own compute capability only, and kernels are chosen by
             # what is fast on the very model.
             "architecture": gpus.architecture,
@@ -128,7 +168,8 @@ class TensorRTLLMToolchain(ABC):
     def validation_parameters(self, spec: ModelSpec) -> Mapping[str, Any]:
         gate = spec.gates.latency
         return {
-            "kv_cache": canonical(self._section.kv_cache),
+            "llm": self._llm_settings(),
+            "timed_rows": _timed_rows(spec),
             "benchmark": {
                 "concurrencies": list(gate.measured_concurrencies),
                 "requests": gate.requests,
@@ -138,20 +179,14 @@ class TensorRTLLMToolchain(ABC):
         }
 
     def target(self) -> Target:
-        gpus = self.image.gpus
-        return Target(architecture=gpus.architecture, gpus=gpus.count)
+        node = Node.of(self._section)
+        return Target(architecture=node.architecture, gpus=node.gpus)
 
     def compatible(self, engine_directory: Path, target: Target) -> None:
-        engine = self._built(engine_directory)
+        node = Node.of(self._section)
         check_engine(
-            engine,
-            Node(
-                container=container_of(self._section.image),
-                image_digest=self.image.toolkit.image_digest,
-                architecture=target.architecture,
-                # A server is given as many of the machine's GPUs as it has ranks.
-                gpus=min(target.gpus, engine.world_size),
-            ),
+            self._built(engine_directory),
+            replace(node, architecture=target.architecture, gpus=target.gpus),
         )
 
     def validate(
@@ -167,28 +202,43 @@ class TensorRTLLMToolchain(ABC):
         """Compares engine and checkpoint, then measures the engine under load.
 
         Writes `benchmark.json` beside what every toolchain writes: an
-        `evidence.latency.LatencySummary` of `trtllm-bench`. Tasks of lm-evaluation-harness are
-        not run; a spec whose gates need them is refused.
+        `evidence.latency.LatencySummary` of `trtllm-bench`, which is also the fact
+        `throughput`. Tasks of lm-evaluation-harness are not run; a spec whose gates need them
+        is refused.
         """
         self._refuse(self._section)
-        self.compatible(engine_directory, self.target())
+        self._check_built_here(engine_directory)
         refuse_code(checkpoint)
-        special = EngineServing.of(self._section).add_special_tokens
+        rows = read_data(evaluation_data)
+        prompts = tokenized_prompts(checkpoint, rows, spec.constraints.max_input_tokens)
+        work = tools.work
+        work.mkdir(parents=True, exist_ok=True)
+        settings, questions, answers = (
+            work / f"{name}.json" for name in ("llm-settings", "questions", "answers")
+        )
+        answers.unlink(missing_ok=True)  # of a killed step
+        settings.write_text(json.dumps(self._llm_settings()), encoding="utf-8")
+        asked = {f"{name}s": rows.column(name).to_pylist() for name in ("prompt", "completion")}
+        questions.write_text(json.dumps(asked, ensure_ascii=False), encoding="utf-8")
         command = [
-            self.image.python, "-m", VALIDATION,
+            str(self.image.python), "-m", VALIDATION,
             "--backend", self.backend,
             "--checkpoint", str(checkpoint),
             "--engine", str(engine_directory),
-            "--evaluation-data", str(evaluation_data),
-            "--output", str(output),
+            "--tokenizer", str(self._served_tokenizer(checkpoint, engine_directory, work)),
+            "--settings", str(settings),
+            "--questions", str(questions),
+            "--output", str(answers),
             "--max-output-tokens", str(spec.constraints.max_output_tokens),
-            *([] if special else ["--no-special-tokens"]),
+            "--timed-rows", str(_timed_rows(spec)),
         ]  # fmt: skip
-        heard = run_listening(tools, "the engine validation", command)
-        found: dict[str, Any] = json.loads((output / "validation.json").read_text(encoding="utf-8"))
+        ours = with_our_modules(work / "modules")
+        heard = run_listening(tools, "the engine validation", command, ours)
+        found = write_report(answers, rows, self.backend, output)
         measured = measure_throughput(
-            self.backend, checkpoint, engine_directory, evaluation_data, spec, tools
-        )
+            self.backend, checkpoint, engine_directory, prompts, self._bench_options(work), spec,
+            tools,
+        )  # fmt: skip
         (output / "benchmark.json").write_text(
             measured.summary.model_dump_json(indent=2) + "\n", encoding="utf-8"
         )
@@ -196,7 +246,22 @@ class TensorRTLLMToolchain(ABC):
             "seconds": heard.run.seconds + measured.seconds,
             **self._cost(heard.run.seconds + measured.seconds),
             **found,
+            "throughput": measured.summary.model_dump(mode="json"),
         }
+
+    @abstractmethod
+    def _llm_settings(self) -> dict[str, Any]:
+        """Settings of the LLM API with which it serves as Triton does, as in a YAML file of
+        its options.
+        """
+
+    @abstractmethod
+    def _served_tokenizer(self, checkpoint: Path, engine_directory: Path, work: Path) -> Path:
+        """The directory that a server takes its tokenizer from, as the package will have it."""
+
+    @abstractmethod
+    def _bench_options(self, work: Path) -> Path | None:
+        """See `benchmark.Benchmark.llm_options`."""
 
     @abstractmethod
     def _built(self, engine_directory: Path) -> BuiltEngine:
@@ -205,6 +270,27 @@ class TensorRTLLMToolchain(ABC):
         Raises:
             ToolchainError: it is not whole.
         """
+
+    def _check_built_here(self, engine_directory: Path) -> None:
+        """Checks that an engine was built in the image that this step runs in.
+
+        Raises:
+            ToolchainError: it was not, or is not whole.
+        """
+        here = replace(Node.of(self._section), image_digest=self.image.toolkit.image_digest)
+        check_engine(self._built(engine_directory), here)
+
+    def _served(self, engine_directory: Path) -> ServedBy:
+        """What serves an engine: the image that built it, on the GPUs that it was built for."""
+        built = self._built(engine_directory)
+        reference, _, _ = self._section.image.partition("@")
+        name, _, tag = reference.rpartition(":")
+        return ServedBy(
+            image=ServingImage(name, tag, built.image_digest),
+            tensorrt_llm=built.tensorrt_llm,
+            architecture=built.architecture,
+            world_size=built.world_size,
+        )
 
     def _refuse(self, engine: TensorRTLLMEngine) -> None:
         """Stops a step that could only fail, before it takes a GPU minute."""
@@ -273,12 +359,24 @@ class BuiltEngines(TensorRTLLMToolchain):
         memory = self._fits(checkpoint, engine)
         data, digest = (None, None) if engine.calibration is None else self._calibration
         script = self.image.script(conversion_script(engine))
-        command = conversion_command(engine, script, checkpoint, output, data)
+        command = conversion_command(engine, self.image.python, script, checkpoint, output, data)
         heard = run_listening(tools, script.name, command, OFFLINE_CALIBRATION)
         if data is not None and digest is not None:
             hold_still(data, digest)
         self.check_weights(output)
         seconds = heard.run.seconds
+        folders = {"checkpoint": checkpoint, "converted": output, "work": tools.work}
+        if data is not None:
+            folders["calibration"] = data
+        write_conversion(
+            output,
+            Conversion(
+                toolkit=self.image.toolkit,
+                parameters=self.conversion_parameters(engine),
+                command=portable(command, **folders),
+                seconds=seconds,
+            ),
+        )
         return {
             "seconds": seconds,
             **self._cost(seconds),
@@ -298,6 +396,7 @@ class BuiltEngines(TensorRTLLMToolchain):
     ) -> Facts:
         self._refuse(engine)
         self.check_weights(converted)
+        conversion = read_conversion(converted)
         toolkit, gpus = self.image.toolkit, self.image.gpus
         timings = TimingCache.of(
             self._settings.timing_cache_folder,
@@ -321,7 +420,6 @@ class BuiltEngines(TensorRTLLMToolchain):
                 "max_beam_width": limits.max_beam_width,
             },
         )
-        timings.keep()
         seconds = heard.run.seconds
         size = _size(output)
         folders = {"converted": converted, "engine": output, "work": tools.work}
@@ -329,25 +427,30 @@ class BuiltEngines(TensorRTLLMToolchain):
             output,
             toolkit=toolkit,
             gpu=gpus,
-            parameters=self.build_parameters(engine),
-            commands=[portable(command, **folders)],
+            parameters={
+                "conversion": conversion.parameters,
+                "build": self.build_parameters(engine),
+            },
+            commands=[conversion.command, portable(command, **folders)],
             sources=sources,
-            cost=self._cost_of(seconds),
+            cost=self._cost_of(conversion.seconds + seconds),
         )
+        # A lost cache costs the next build time; the engine is whole.
+        lost = timings.keep()
         return {
             "seconds": seconds,
             **self._cost(seconds),
             "bytes": size,
             "converted_bytes": _size(converted),
             "timing_cache": "cold" if known is None else "warm",
-            "warnings": list(heard.warnings),
+            "warnings": [*heard.warnings, *([] if lost is None else [lost])],
             **_told(sidecar),
         }
 
     def package(
         self, engine_directory: Path, checkpoint: Path, output: Path, spec: ModelSpec
     ) -> Facts:
-        open_engine(engine_directory)
+        self._check_built_here(engine_directory)
         package_engine(
             engine_directory,
             checkpoint,
@@ -356,8 +459,35 @@ class BuiltEngines(TensorRTLLMToolchain):
             model=spec.name,
             constraints=spec.constraints,
             serving=EngineServing.of(self._section),
+            served=self._served(engine_directory),
         )
         return _packaged(output)
+
+    def check_server(self, package: Path, metrics: str) -> None:
+        """See `toolchains.base.ServerCheck`."""
+        check_engine_server(package, metrics)
+
+    def _llm_settings(self) -> dict[str, Any]:
+        section = self._section
+        return {
+            "tensor_parallel_size": section.parallelism.tensor,
+            "pipeline_parallel_size": section.parallelism.pipeline,
+            "enable_chunked_prefill": section.chunked_context,
+            "kv_cache_config": {
+                "free_gpu_memory_fraction": section.kv_cache.free_gpu_mem_fraction,
+                "enable_block_reuse": section.kv_cache.reuse,
+            },
+            "scheduler_config": {"capacity_scheduler_policy": section.scheduler.upper()},
+        }
+
+    def _served_tokenizer(self, checkpoint: Path, engine_directory: Path, work: Path) -> Path:
+        folder = work / "tokenizer"
+        shutil.rmtree(folder, ignore_errors=True)  # of a killed step
+        copy_tokenizer(checkpoint, folder)
+        return folder
+
+    def _bench_options(self, work: Path) -> Path | None:
+        return None  # trtllm-bench has flags for what an engine leaves open
 
     @cached_property
     def _calibration(self) -> tuple[Path, str]:
@@ -416,7 +546,10 @@ class ServedCheckpoints(TensorRTLLMToolchain):
         self._refuse(engine)
         check_checkpoint(checkpoint)
         memory = self._fits(checkpoint, engine)
-        copy_tree(checkpoint, output, leave=set())
+        # The same weights once more, which nothing loads.
+        loaded = {path.name for path in weight_files(checkpoint)}
+        copies = {path.name for path in checkpoint.glob("*.safetensors")} - loaded
+        copy_tree(checkpoint, output, leave=copies)
         return {
             "bytes": _size(output),
             "estimated_weights_bytes": memory.weights,
@@ -441,7 +574,7 @@ class ServedCheckpoints(TensorRTLLMToolchain):
             output,
             toolkit=self.image.toolkit,
             gpu=self.image.gpus,
-            parameters=self.build_parameters(engine),
+            parameters={"build": self.build_parameters(engine)},
             commands=[],
             sources=sources,
             cost=self._cost_of(0.0),
@@ -451,15 +584,30 @@ class ServedCheckpoints(TensorRTLLMToolchain):
     def package(
         self, engine_directory: Path, checkpoint: Path, output: Path, spec: ModelSpec
     ) -> Facts:
-        read_sidecar(engine_directory)
+        self._check_built_here(engine_directory)
         package_llmapi(
             engine_directory,
             self.image.templates(self.backend),
             output,
             model=spec.name,
             constraints=spec.constraints,
+            served=self._served(engine_directory),
         )
         return _packaged(output)
+
+    def _llm_settings(self) -> dict[str, Any]:
+        # All that model.yaml says but what Triton and the path are told by it.
+        return LlmApiModel.of(self._section).model_dump(
+            mode="json", exclude={"model", "backend", "triton_config"}
+        )
+
+    def _served_tokenizer(self, checkpoint: Path, engine_directory: Path, work: Path) -> Path:
+        return engine_directory
+
+    def _bench_options(self, work: Path) -> Path | None:
+        options = work / "llm-options.yaml"
+        options.write_text(yaml.safe_dump(self._llm_settings()), encoding="utf-8")
+        return options
 
     def _built(self, engine_directory: Path) -> BuiltEngine:
         sidecar = read_sidecar(engine_directory)
@@ -471,8 +619,6 @@ class ServedCheckpoints(TensorRTLLMToolchain):
             architecture=sidecar.target.architecture,
             image_digest=sidecar.toolkit.image_digest,
             world_size=frozen.tensor_parallel_size * frozen.pipeline_parallel_size,
-            max_seq_len=frozen.max_seq_len,
-            tokens_per_block=frozen.kv_cache_config.tokens_per_block,
             backend="llmapi",
         )
 
@@ -483,6 +629,13 @@ def toolchain_of(
     """The toolchain of the backend that a spec's engine section picks."""
     backend = BuiltEngines if section.backend == "engine" else ServedCheckpoints
     return backend(section, settings)
+
+
+def _timed_rows(spec: ModelSpec) -> int:
+    """How many prompts are answered one after the other: as many as the gate needs to judge."""
+    gates = spec.gates
+    needed = [requests_needed(bound.percentile, gates.confidence) for bound in gates.latency.build]
+    return max([FEWEST_TIMED_ROWS, *needed])
 
 
 def _told(sidecar: Sidecar) -> dict[str, Any]:

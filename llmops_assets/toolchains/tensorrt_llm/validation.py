@@ -1,8 +1,10 @@
-"""Compares what TensorRT-LLM serves with its checkpoint; run in the serving image.
+"""Compares what TensorRT-LLM serves with its checkpoint; run by the Python of its image.
 
 Run as `python -m llmops_assets.toolchains.tensorrt_llm.validation …` through the tool
-runner. It writes what every toolchain's validation writes: `validation.json` and
-`predictions.parquet`.
+runner. It writes answers; `validation_report` makes of them what every toolchain's validation
+writes. NVIDIA's image has not what the platform is installed with, so this imports the
+standard library, NumPy, PyTorch, transformers and TensorRT-LLM, and of this package only what
+imports no more.
 
 The checkpoint answers first and leaves the GPU before the engine comes, as one card seldom
 holds both. An engine is loaded by `tensorrt_llm._tensorrt_engine.LLM`: `tensorrt_llm.LLM` has
@@ -17,40 +19,33 @@ import argparse
 import gc
 import importlib
 import json
-import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from llmops_assets.develop import metrics
-from llmops_assets.develop.data import read_data
-from llmops_assets.develop.directory import whole_directory
 from llmops_assets.errors import LLMOpsError, ToolchainError
-from llmops_assets.evidence.latency import RequestTimes
-from llmops_assets.toolchains.tensorrt_llm.containers import Backend
-from llmops_assets.toolchains.tensorrt_llm.model_yaml import MODEL_YAML, read_llmapi_model
 from llmops_assets.tools import report_progress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PREDICTIONS_FILE = "predictions.parquet"
-VALIDATION_FILE = "validation.json"
+Backend = Literal["engine", "llmapi"]
+"""As `containers.Backend`, whose module imports more than the image has."""
+
 LLM_MODULES: Mapping[Backend, str] = {
     "engine": "tensorrt_llm._tensorrt_engine",
     "llmapi": "tensorrt_llm",
 }
+ADD_SPECIAL_TOKENS = True
+"""As packages set Triton's preprocessing."""
 COMPARED_PROMPTS = 50
 """How many prompts both answer, evenly spread over the data."""
-NOT_MEASURED = math.inf
-"""Loss where the engine gives no logits of prompts: worse than any bound, so that no gate on
-it can pass."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +62,22 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Times:
+    """How long one answer took, seconds; as `evidence.latency.RequestTimes`."""
+
+    time_to_first_token: float
+    inter_token_latency: float | None
+    """None with a single token."""
+    end_to_end: float
+    output_tokens: int
+
+
+@dataclass(frozen=True)
 class TimedAnswer:
     """An answer as a user gets it, alone on the machine."""
 
     text: str
-    times: RequestTimes
+    times: Times
 
 
 class Reference(Protocol):
@@ -84,6 +90,10 @@ class Served(Reference, Protocol):
     """What serves."""
 
     def timed_answer(self, prompt: Sequence[int], max_tokens: int) -> TimedAnswer: ...
+
+    def texts(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[str]:
+        """Answers to all prompts, batched as the engine sees fit."""
+        ...
 
     def prompt_logits(self, token_ids: Sequence[int]) -> NDArray[np.float32] | None:
         """Logits after each token, (tokens, vocabulary); None if the engine gives none."""
@@ -279,13 +289,19 @@ class ServedModel:
         tokens = 0 if output is None else len(output.token_ids)
         return TimedAnswer(
             text="" if output is None else output.text,
-            times=RequestTimes(
+            times=Times(
                 time_to_first_token=first - started,
                 inter_token_latency=(ended - first) / (tokens - 1) if tokens > 1 else None,
                 end_to_end=ended - started,
                 output_tokens=tokens,
             ),
         )
+
+    def texts(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[str]:
+        sampling = self._sampling(max_tokens=max_tokens, temperature=0.0)
+        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        results = self._llm.generate(inputs, sampling, use_tqdm=False)
+        return [result.outputs[0].text for result in results]
 
     def prompt_logits(self, token_ids: Sequence[int]) -> NDArray[np.float32] | None:
         if not self._context_logits:
@@ -297,79 +313,79 @@ class ServedModel:
         return np.asarray(output.context_logits.float().cpu().numpy())
 
 
-def loss(served: Served, prompt: Sequence[int], completion: Sequence[int]) -> float:
-    """Negative log-likelihood (nats) of a completion; `NOT_MEASURED` without logits."""
+def loss(served: Served, prompt: Sequence[int], completion: Sequence[int]) -> float | None:
+    """Negative log-likelihood (nats) of a completion; None if the engine gives no logits."""
     # The logits that foretell the first token are those after the prompt's last one.
     found = served.prompt_logits([*prompt, *completion[:-1]])
     if found is None:
-        return NOT_MEASURED
+        return None
     logits = found[len(prompt) - 1 :].astype(np.float64)
     top = logits.max(axis=1, keepdims=True)
     normalisation = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
     return float((normalisation - logits[np.arange(len(completion)), list(completion)]).sum())
 
 
-def chosen_rows(rows: int) -> list[int]:
-    """Which rows both models answer: at most `COMPARED_PROMPTS`, evenly spread."""
-    spread: list[int] = np.linspace(0, rows - 1, COMPARED_PROMPTS).astype(int).tolist()
-    return sorted(set(spread))
+def spread(rows: int, number: int) -> list[int]:
+    """At most `number` of the rows, evenly spread: the first ones may be of one slice."""
+    chosen: list[int] = np.linspace(0, rows - 1, number).astype(int).tolist()
+    return sorted(set(chosen))
 
 
-def tokenizer_parity(tokenizer: Any, texts: Sequence[str], add_special_tokens: bool) -> int:
-    """For how many texts Triton's preprocessing makes the ids that the model was trained on.
+def load_tokenizer(directory: Path) -> Any:
+    """As Triton's preprocessing and the LLM API load it, but for their trust in its code."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        directory, legacy=False, padding_side="left", local_files_only=True,
+        trust_remote_code=False,
+    )  # fmt: skip
+
+
+def tokenizer_parity(
+    tokenizer: Any, served: Any, texts: Sequence[str], add_special_tokens: bool
+) -> int:
+    """For how many texts the server makes the token ids that the model was trained on.
 
     With `add_special_tokens` off, models that begin with a start token answer garbage
-    (tensorrtllm_backend#234, #445).
+    (tensorrtllm_backend#234, #445); a file that the package lacks does it as well.
+
+    Args:
+        tokenizer: the checkpoint's.
+        served: loaded from what the server has.
+        texts: prompts.
+        add_special_tokens: as the server is set.
     """
     return sum(
-        tokenizer.encode(text) == tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        tokenizer.encode(text) == served.encode(text, add_special_tokens=add_special_tokens)
         for text in texts
     )
 
 
-def validation_json(
-    predictions: Any, agreement: Agreement, parity: Mapping[str, int]
-) -> dict[str, Any]:
-    """What gates and people read, as plain JSON values; a loss not measured is null."""
-    measured = metrics.measure(predictions).as_json()
-    if measured["loss"] is None:
-        # Perplexity is bounded, and the bound would look like a figure.
-        measured["perplexity"] = None
-    return {**asdict(agreement), "tokenizer_parity": dict(parity), **measured}
-
-
 @contextmanager
 def served_model(
-    backend: Backend, engine: Path, checkpoint: Path, end: int
+    backend: Backend,
+    engine: Path,
+    checkpoint: Path,
+    settings: Mapping[str, Any],
+    end: int,
 ) -> Iterator[ServedModel]:
     """Loads what serves, as it serves, and ends its workers.
 
     Args:
         backend: what `engine` is.
-        engine: engine directory, or checkpoint with its frozen `model.yaml`.
+        engine: engine directory, or checkpoint.
         checkpoint: Hugging Face directory; its tokenizer is used.
+        settings: of the LLM API, as in a YAML file of its options.
         end: the end token's id.
-
-    Raises:
-        ToolchainError: there is no frozen `model.yaml`.
     """
+    # What Triton's llmapi model does with its model.yaml (its 1/model.py).
+    utilities: Any = importlib.import_module("tensorrt_llm.llmapi.llm_utils")
+    arguments = utilities.update_llm_args_with_extra_dict({}, dict(settings))
+    # The PyTorch backend needs no build that asks for them.
+    context_logits = True
     if backend == "engine":
         config = json.loads((engine / "config.json").read_text(encoding="utf-8"))
-        mapping = config["pretrained_config"]["mapping"]
-        arguments = {
-            "tensor_parallel_size": mapping["tp_size"],
-            "pipeline_parallel_size": mapping["pp_size"],
-        }
         context_logits = bool(config["build_config"]["gather_context_logits"])
-    else:
-        frozen = read_llmapi_model(engine / MODEL_YAML).model_dump(
-            mode="json", exclude={"model", "triton_config"}
-        )
-        # What Triton's llmapi model does with its model.yaml (its 1/model.py).
-        utilities: Any = importlib.import_module("tensorrt_llm.llmapi.llm_utils")
-        arguments = utilities.update_llm_args_with_extra_dict({}, frozen)
-        # The PyTorch backend needs no build that asks for them.
-        context_logits = True
     model = ServedModel(
         backend,
         {**arguments, "model": str(engine), "tokenizer": str(checkpoint)},
@@ -386,82 +402,84 @@ def validate(
     backend: Backend,
     checkpoint: Path,
     engine: Path,
-    evaluation_data: Path,
+    tokenizer: Path,
+    settings: Path,
+    questions: Path,
     output: Path,
     *,
     max_output_tokens: int,
-    add_special_tokens: bool,
+    timed_rows: int,
 ) -> None:
-    """Writes `predictions.parquet`, see `develop.metrics`, and `validation.json`.
+    """Writes answers, as `validation_report.Answers` reads them.
 
     Args:
         backend: what `engine` is.
         checkpoint: Hugging Face directory that the engine was made from.
-        engine: engine directory, or checkpoint with its frozen `model.yaml`.
-        evaluation_data: data directory.
-        output: directory to write; must not exist.
+        engine: engine directory, or checkpoint.
+        tokenizer: directory that the server takes its tokenizer from.
+        settings: JSON file, see `served_model`.
+        questions: JSON file with the lists `prompts` and `completions`.
+        output: file to write.
         max_output_tokens: longest answer, tokens.
-        add_special_tokens: as the package sets it.
+        timed_rows: how many prompts are answered one after the other, to be timed.
 
     Raises:
-        LLMOpsError: the data are not valid, the answers cannot be compared, or the output
-            exists.
+        ToolchainError: the answers cannot be compared.
     """
-    import pandas as pd
     import torch
-    from transformers import AutoTokenizer
 
-    rows: dict[str, list[str]] = read_data(evaluation_data).to_pydict()
-    tokenizer: Any = AutoTokenizer.from_pretrained(
-        checkpoint, local_files_only=True, trust_remote_code=False
-    )
-    end: int = tokenizer.eos_token_id
-    prompts = [tokenizer.encode(text) for text in rows["prompt"]]
+    asked = json.loads(questions.read_text(encoding="utf-8"))
+    trained = load_tokenizer(checkpoint)
+    end: int = trained.eos_token_id
+    prompts = [trained.encode(text) for text in asked["prompts"]]
     completions = [
-        [*tokenizer.encode(text, add_special_tokens=False), end] for text in rows["completion"]
+        [*trained.encode(text, add_special_tokens=False), end] for text in asked["completions"]
     ]
-    chosen = chosen_rows(len(prompts))
+    compared = spread(len(prompts), COMPARED_PROMPTS)
     reference = CheckpointModel(checkpoint, end)
-    expected = _answers(reference, prompts, chosen, max_output_tokens, "checkpoint")
+    expected = _answers(reference, prompts, compared, max_output_tokens, "checkpoint")
     del reference
     gc.collect()
     torch.cuda.empty_cache()
-    with served_model(backend, engine, checkpoint, end) as served:
-        found = _answers(served, prompts, chosen, max_output_tokens, "engine")
+    arguments = json.loads(settings.read_text(encoding="utf-8"))
+    with served_model(backend, engine, checkpoint, arguments, end) as served:
+        # Warm, but with nothing of the timed prompts in its KV cache.
+        served.texts([prompts[0][::-1]], max_output_tokens)
+        timed: dict[int, TimedAnswer] = {}
+        for row in spread(len(prompts), timed_rows):
+            timed[row] = served.timed_answer(prompts[row], max_output_tokens)
+            report_progress(phase="timed", step=len(timed), of=timed_rows)
+        found = _answers(served, prompts, compared, max_output_tokens, "engine")
         agreement = compare(expected, found)
-        # The engine is warm now: it has answered.
-        timed: list[TimedAnswer] = []
-        losses: list[float] = []
-        for prompt, completion in zip(prompts, completions, strict=True):
-            timed.append(served.timed_answer(prompt, max_output_tokens))
-            losses.append(loss(served, prompt, completion))
-            report_progress(phase="answers", step=len(timed), of=len(prompts))
+        untimed = [row for row in range(len(prompts)) if row not in timed]
+        texts = served.texts([prompts[row] for row in untimed], max_output_tokens)
+        answers = {row: answer.text for row, answer in timed.items()}
+        answers |= dict(zip(untimed, texts, strict=True))
+        losses = [
+            loss(served, prompt, completion)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
         version = served.version
-    predictions = pd.DataFrame(rows)
-    predictions["prediction"] = [answer.text for answer in timed]
-    predictions["correct"] = [
-        metrics.is_exact_match(answer.text, completion)
-        for answer, completion in zip(timed, rows["completion"], strict=True)
-    ]
-    predictions = metrics.with_times(predictions, [answer.times for answer in timed])
-    predictions["loss"] = losses
-    predictions["tokens"] = [len(completion) for completion in completions]
-    predictions = predictions[[*metrics.PREDICTION_COLUMNS, *metrics.TIME_COLUMNS]]
-    parity = {
-        "prompts": len(prompts),
-        "equal": tokenizer_parity(tokenizer, rows["prompt"], add_special_tokens),
-    }
     report = {
-        "backend": backend,
         "tensorrt_llm": version,
-        **validation_json(predictions, agreement, parity),
+        "agreement": asdict(agreement),
+        "tokenizer_parity": {
+            "prompts": len(prompts),
+            "equal": tokenizer_parity(
+                trained, load_tokenizer(tokenizer), asked["prompts"], ADD_SPECIAL_TOKENS
+            ),
+        },
+        "rows": [
+            {
+                "prediction": answers[row],
+                "loss": losses[row],
+                "tokens": len(completions[row]),
+                "times": asdict(timed[row].times) if row in timed else None,
+            }
+            for row in range(len(prompts))
+        ],
     }
-    with whole_directory(output) as folder:
-        predictions.to_parquet(folder / PREDICTIONS_FILE, index=False)
-        (folder / VALIDATION_FILE).write_text(
-            json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-            encoding="utf-8",
-        )
+    output.write_text(json.dumps(report, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _answers(
@@ -483,16 +501,16 @@ def options_of(arguments: Iterable[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="llmops_assets.toolchains.tensorrt_llm.validation", description=__doc__
     )
-    parser.add_argument("--backend", required=True, choices=("engine", "llmapi"))
-    parser.add_argument("--checkpoint", required=True, type=Path, help="Hugging Face directory")
-    parser.add_argument("--engine", required=True, type=Path, help="the engine's directory")
-    parser.add_argument("--evaluation-data", required=True, type=Path, help="data directory")
-    parser.add_argument("--output", required=True, type=Path, help="directory to write")
-    parser.add_argument("--max-output-tokens", required=True, type=int, help="longest answer")
-    parser.add_argument(
-        "--no-special-tokens", dest="add_special_tokens", action="store_false",
-        help="as the package's preprocessing is set",
-    )  # fmt: skip
+    add = parser.add_argument
+    add("--backend", required=True, choices=("engine", "llmapi"))
+    add("--checkpoint", required=True, type=Path, help="Hugging Face directory")
+    add("--engine", required=True, type=Path, help="the engine's directory")
+    add("--tokenizer", required=True, type=Path, help="directory of the server's tokenizer")
+    add("--settings", required=True, type=Path, help="JSON file of settings of the LLM API")
+    add("--questions", required=True, type=Path, help="JSON file of prompts and completions")
+    add("--output", required=True, type=Path, help="JSON file to write")
+    add("--max-output-tokens", required=True, type=int, help="longest answer")
+    add("--timed-rows", required=True, type=int, help="prompts answered one after the other")
     return parser.parse_args(None if arguments is None else list(arguments))
 
 

@@ -21,6 +21,7 @@ TEMPLATES = Path(__file__).parent / "template_doubles"
 
 PYTHON = """#!{python}
 '''The image's Python: it runs scripts, and a double of our validation instead of that.'''
+import os
 import runpy
 import sys
 
@@ -28,6 +29,7 @@ sys.path.insert(0, {repository!r})
 sys.argv.pop(0)
 if sys.argv[0] == "-m":
     assert sys.argv[1] == "llmops_assets.toolchains.tensorrt_llm.validation", sys.argv
+    assert os.listdir(os.environ["PYTHONPATH"]) == ["llmops_assets"], "of ours, nothing else"
     sys.argv.pop(0)
     runpy.run_module("{package}.validation_double", run_name="__main__")
 else:
@@ -64,9 +66,7 @@ def enter_image(monkeypatch: pytest.MonkeyPatch, root: Path) -> Surroundings:
     python.write_text(text, encoding="utf-8")
     python.chmod(0o755)
     monkeypatch.setenv("PATH", str(installation.bin), prepend=":")
-    here = Surroundings(
-        installation, Image(toolkit=TOOLKIT, gpus=H100, root=root, python=str(python))
-    )
+    here = Surroundings(installation, Image(toolkit=TOOLKIT, gpus=H100, root=root, python=python))
 
     def image_double(settings: Settings) -> Image:
         return here.image

@@ -13,10 +13,12 @@ H100 = GPUFacts(
     compute_capability="9.0",
     count=2,
     memory_bytes=85520809984,
-    driver="580.65.06",
+    driver="580.159.04",
     cuda="13.0",
 )
-TOOLKIT = Toolkit(tensorrt_llm="1.2.1", tensorrt="10.14.1.48", image_digest="sha256:" + "a" * 64)
+TOOLKIT = Toolkit(
+    tensorrt_llm="1.2.1", tensorrt="10.14.1.48", image_digest="sha256:" + "a" * 64, cuda="13.0.2"
+)
 SOURCES = {"checkpoint": "sha256:" + "1" * 64, "converted_weights": "sha256:" + "2" * 64}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,28 @@ def test_answer_of_one_token_has_nothing_between(tmp_path: Path) -> None:
     assert read_level(write(tmp_path, shorten)).inter_token_latency.n == REQUESTS - 1
 
 
+def test_answer_of_one_token_is_timed_by_its_end(tmp_path: Path) -> None:
+    """Its only token comes with the end, so trtllm-bench has no time of a first one, and counts
+    none in its average.
+    """
+    requests = records()
+    requests[0] |= {
+        "output_tokens": 1,
+        "end_timestamp": requests[0]["first_token_timestamp"],
+        "first_token_timestamp": -1,
+    }
+    summary = report(tmp_path, requests)
+    summary["streaming_metrics"]["avg_ttft_ms"] = sum(
+        (one["first_token_timestamp"] - one["start_timestamp"]) / 1e6 for one in requests[1:]
+    ) / len(requests)  # fmt: skip
+    measured = benchmark(tmp_path)
+    measured.report.write_text(json.dumps(summary))
+    measured.request_records.write_text(json.dumps(requests))
+    level = read_level(measured)
+    assert level.time_to_first_token.n == REQUESTS
+    assert level.end_to_end.n == REQUESTS
+
+
 def set_backend(name: str) -> Callable[[dict[str, Any], Any], object]:
     return lambda summary, _: summary["engine"].update(backend=name)
 
@@ -206,6 +229,9 @@ def test_command_of_an_engine_is_one_that_the_tool_takes(tmp_path: Path) -> None
     assert options.streaming
     assert options.max_seq_len is None
     assert (options.num_requests, options.concurrency) == (REQUESTS, 4)
+    assert (options.scheduler_policy, options.enable_chunked_context) == (
+        "guaranteed_no_evict", False,
+    )  # fmt: skip
     assert options.request_json == str(measured.request_records)
     assert options.report_json == str(measured.report)
 
@@ -216,6 +242,19 @@ def test_command_of_llmapi_has_no_engine(tmp_path: Path) -> None:
     options = trtllm_bench_double.parser().parse_args(arguments)
     assert options.backend == "pytorch"
     assert options.engine_dir is None
+    assert options.extra_llm_api_options is None
+
+
+def test_what_is_measured_is_set_as_what_serves(tmp_path: Path) -> None:
+    """With the defaults of trtllm-bench an engine is measured that nobody serves."""
+    engine = replace(benchmark(tmp_path), scheduler="max_utilization", chunked_context=True)
+    options = trtllm_bench_double.parser().parse_args(engine.command()[1:])
+    assert options.scheduler_policy == "max_utilization"
+    assert options.enable_chunked_context
+    frozen = tmp_path / "options.yaml"
+    checkpoint = replace(benchmark(tmp_path, "llmapi"), llm_options=frozen)
+    options = trtllm_bench_double.parser().parse_args(checkpoint.command()[1:])
+    assert options.extra_llm_api_options == str(frozen)
 
 
 def test_each_concurrency_has_its_own_reports(tmp_path: Path) -> None:

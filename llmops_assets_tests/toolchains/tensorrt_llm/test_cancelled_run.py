@@ -1,4 +1,4 @@
-"""A run that is cancelled, or killed, in the middle of a step of the toolchain."""
+"""A Dagster run that is terminated, or killed, in the middle of a step of the toolchain."""
 
 from __future__ import annotations
 
@@ -7,82 +7,119 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.instance.ref import InstanceRef
 
-from llmops_assets.errors import ToolchainError
-from llmops_assets.toolchains.tensorrt_llm.sidecar import open_engine
+from llmops_assets.settings import Settings
+from llmops_assets_tests.release_rig import PlatformOnDoubles
 
-from .conftest import write_hugging_face
 from .doubles.installation import REPOSITORY
+from .test_lifecycle import RELEASE
 
-# A whole build, as a run does it, in a process that can be ended.
-RUN = """
-import signal
+# The worker of a run, in a process that can be ended.
+WORKER = """
 import sys
 from pathlib import Path
 
 import pytest
+from dagster import DagsterInstance
+from dagster._core.instance.ref import InstanceRef
+from dagster._utils.interrupts import setup_interrupt_handlers
 
 from llmops_assets.settings import Settings
-from llmops_assets.spec import parse_spec
-from llmops_assets.toolchains.tensorrt_llm.toolchain import BuiltEngines
-from llmops_assets.tools import ToolRunner
+from llmops_assets_tests.release_rig import PlatformOnDoubles, Rig
+from llmops_assets_tests.toolchains.tensorrt_llm import test_lifecycle as lifecycle
 from llmops_assets_tests.toolchains.tensorrt_llm.image_doubles import enter_image
-from llmops_assets_tests.toolchains.tensorrt_llm.sidecars import SOURCES
-from llmops_assets_tests.toolchains.tensorrt_llm.test_lifecycle import spec_text
+from llmops_assets_tests.toolchains.tensorrt_llm.sidecars import TOOLKIT
 
-# As Dagster ends a step when its run is cancelled.
-signal.signal(signal.SIGTERM, signal.default_int_handler)
 folder = Path(sys.argv[1])
 here = enter_image(pytest.MonkeyPatch(), folder / "image")
 here.installation.fail("trtllm-build", sys.argv[2])
-engine = parse_spec(spec_text("engine", 2), "test").engine
-toolchain = BuiltEngines(engine, Settings(timing_caches=folder / "caches"))
-tools = ToolRunner(work=folder / "work", log=folder / "log", timeout_seconds=60)
-toolchain.convert(folder / "model", folder / "converted", engine, tools)
-toolchain.build(folder / "converted", folder / "engine", engine, SOURCES, tools)
+rig = Rig(folder / "rig")
+rig.platform = PlatformOnDoubles(
+    Settings(
+        state=rig.root / "state", models=rig.models, gpu_image_digest=TOOLKIT.image_digest,
+        timing_caches=folder / "caches", tool_timeout_seconds=60,
+    )
+)
+lifecycle.register(rig, lifecycle.spec_text("engine", 2))
+# As `dagster api execute_run` does.
+setup_interrupt_handlers()
+with DagsterInstance.from_ref(InstanceRef.from_dir(str(folder / "dagster"))) as instance:
+    result = lifecycle.materialize(rig, instance, *lifecycle.BUILD)
+sys.exit(0 if result.success else 1)
 """
 STAGE = "hang_in_last_rank"
 
 
+@dataclass(frozen=True)
+class Worker:
+    """A run's worker whose build waits in the middle of the last rank's file."""
+
+    process: subprocess.Popen[bytes]
+    platform: PlatformOnDoubles
+    dagster: Path
+
+    def cancel(self) -> None:
+        """As the run page's Terminate does: the run is marked, then its worker interrupted."""
+        with DagsterInstance.from_ref(InstanceRef.from_dir(str(self.dagster))) as instance:
+            (run,) = instance.get_runs()
+            instance.report_run_canceling(run)
+        self.process.send_signal(signal.SIGTERM)
+
+    def status(self) -> DagsterRunStatus:
+        """What Dagster says of the run."""
+        with DagsterInstance.from_ref(InstanceRef.from_dir(str(self.dagster))) as instance:
+            (run,) = instance.get_runs()
+            return run.status
+
+
 @pytest.fixture
-def step(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A step that waits in the middle of the last rank's file."""
-    write_hugging_face(tmp_path / "model")
-    step = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(tmp_path), STAGE], cwd=REPOSITORY,
-        stderr=subprocess.DEVNULL,
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    (tmp_path / "dagster").mkdir()
+    root = tmp_path / "rig"
+    platform = PlatformOnDoubles(Settings(state=root / "state", models=root / "models"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(tmp_path), STAGE], cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 20
-        log = tmp_path / "log"
+        deadline = time.monotonic() + 60
+        log = platform.tool_log(RELEASE, "engine")
         while not (log.is_file() and f"a double that hangs: {STAGE}" in log.read_text()):
-            assert step.poll() is None, "the step ended"
+            assert process.poll() is None, "the run ended"
             assert time.monotonic() < deadline, "the build did not start"
             time.sleep(0.05)
-        yield step
+        yield Worker(process, platform, tmp_path / "dagster")
     finally:
-        step.kill()
-        step.wait(10)
+        process.kill()
+        process.wait(10)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("killed", [False, True])
 def test_ended_run_leaves_no_process_and_no_engine(
-    number: signal.Signals, step: subprocess.Popen[bytes], tmp_path: Path
+    killed: bool, worker: Worker, tmp_path: Path
 ) -> None:
-    """Neither cancelled from the UI nor by the kernel: a process would hold the GPU, and files
-    of the right names would be taken for an engine. The kept timing cache is not touched.
+    """Neither terminated in the UI nor killed by the kernel: a process would hold the GPU, and
+    half an engine would be taken for one. The kept timing cache is not touched.
     """
-    below = psutil.Process(step.pid).children(recursive=True)
+    below = psutil.Process(worker.process.pid).children(recursive=True)
     assert any("--checkpoint_dir" in process.cmdline() for process in below)
-    step.send_signal(number)
-    assert step.wait(20) != 0
+    if killed:
+        worker.process.kill()
+    else:
+        worker.cancel()
+    assert worker.process.wait(30) != 0
     _, alive = psutil.wait_procs(below, timeout=10)
     assert not alive
-    assert (tmp_path / "engine" / "rank1.engine").is_file()
-    with pytest.raises(ToolchainError, match="is not an engine"):
-        open_engine(tmp_path / "engine")
+    if not killed:
+        assert worker.status() is DagsterRunStatus.CANCELED
+    published = set(worker.platform.column(RELEASE))
+    assert "converted_weights" in published
+    assert published.isdisjoint({"engine", "engine_validation", "packaged_model"})
     assert not (tmp_path / "caches").exists()

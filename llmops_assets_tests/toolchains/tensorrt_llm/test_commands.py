@@ -26,6 +26,7 @@ ENGINE = Path("/work/engine")
 DATA = Path("/work/calibration")
 TIMINGS = Path("/work/timings.cache")
 EXAMPLES = Path("/app/examples")
+PYTHON = Path("/usr/bin/python3")
 
 PLACES = "--model_dir /work/checkpoint --output_dir /work/converted"
 CALIBRATED = "--calib_size 512 --calib_max_seq_length 512 --batch_size 1 --seed 1234"
@@ -238,8 +239,8 @@ def test_conversion(case: Case) -> None:
     script = conversion_script(section)
     data = DATA if section.calibration else None
     assert str(script) == case.script
-    assert conversion_command(section, EXAMPLES / script, CHECKPOINT, CONVERTED, data) == [
-        "python3",
+    assert conversion_command(section, PYTHON, EXAMPLES / script, CHECKPOINT, CONVERTED, data) == [
+        "/usr/bin/python3",
         f"/app/examples/{case.script}",
         *case.flags.split(),
     ]
@@ -350,7 +351,7 @@ def test_what_a_spec_says_of_calibration_is_passed_on() -> None:
     """Scales from other rows are other weights."""
     calibration = {**CALIBRATION, "samples": 64, "max_seq_length": 4096, "batch_size": 2, "seed": 7}
     section = engine(quantization="fp8", calibration=calibration)
-    command = conversion_command(section, EXAMPLES / "q.py", CHECKPOINT, CONVERTED, DATA)
+    command = conversion_command(section, PYTHON, EXAMPLES / "q.py", CHECKPOINT, CONVERTED, DATA)
     wanted = "--calib_size 64 --calib_max_seq_length 4096 --batch_size 2 --seed 7"
     assert command[-8:] == wanted.split()
 
@@ -360,7 +361,7 @@ def test_public_calibration_data_is_refused(data: Path | None) -> None:
     """quantize.py downloads its default, and reads a path with such a name as that data set."""
     section = engine(quantization="fp8", calibration=CALIBRATION)
     with pytest.raises(ToolchainError, match="calibration data of its own"):
-        conversion_command(section, EXAMPLES / "q.py", CHECKPOINT, CONVERTED, data)
+        conversion_command(section, PYTHON, EXAMPLES / "q.py", CHECKPOINT, CONVERTED, data)
 
 
 def test_llmapi_converts_and_builds_nothing() -> None:
@@ -369,7 +370,7 @@ def test_llmapi_converts_and_builds_nothing() -> None:
     with pytest.raises(ToolchainError, match="converts and builds nothing"):
         conversion_script(section)
     with pytest.raises(ToolchainError, match="converts and builds nothing"):
-        conversion_command(section, EXAMPLES / "c.py", CHECKPOINT, CONVERTED)
+        conversion_command(section, PYTHON, EXAMPLES / "c.py", CHECKPOINT, CONVERTED)
     with pytest.raises(ToolchainError, match="converts and builds nothing"):
         build_command(section, CONVERTED, ENGINE, TIMINGS)
 
@@ -379,7 +380,7 @@ def test_impossible_sections_get_no_command() -> None:
     section = engine(gpu="a100-80gb", quantization="fp8", calibration=CALIBRATION)
     for make in (
         lambda: conversion_script(section),
-        lambda: conversion_command(section, EXAMPLES / "q.py", CHECKPOINT, CONVERTED, DATA),
+        lambda: conversion_command(section, PYTHON, EXAMPLES / "q.py", CHECKPOINT, CONVERTED, DATA),
         lambda: build_command(section, CONVERTED, ENGINE, TIMINGS),
     ):
         with pytest.raises(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,19 @@ def test_complaint_with_exit_code_zero_is_a_failure(tools: ToolRunner) -> None:
         run_listening(tools, "the tool", command)
     heard = run_listening(tools, "the tool", ["/bin/echo", SENTENCES["gpu_memory"]])
     assert heard.run.seconds > 0
+
+
+def test_tools_find_the_images_mpi(tools: ToolRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`import tensorrt_llm` starts MPI, which images with HPC-X find by OPAL_PREFIX alone
+    (srv#6741); a job that this process is part of is none of the tool's.
+    """
+    passed = {"OPAL_PREFIX": "/opt/hpcx/ompi", "NCCL_DEBUG": "INFO", "UCX_TLS": "tcp",
+              "OMPI_MCA_btl": "self", "CUDA_HOME": "/usr/local/cuda"}  # fmt: skip
+    kept = {"OMPI_COMM_WORLD_RANK": "0", "PMIX_RANK": "0", "AWS_SECRET_ACCESS_KEY": "hidden"}
+    for name, value in {**passed, **kept}.items():
+        monkeypatch.setenv(name, value)
+    seen: list[str] = []
+    run_listening(replace(tools, on_line=seen.append), "env", ["/usr/bin/env"], {"UCX_TLS": "ours"})
+    found = dict(line.split("=", 1) for line in seen)
+    assert {name: found.get(name) for name in passed} == {**passed, "UCX_TLS": "ours"}
+    assert not kept.keys() & found.keys()

@@ -5,14 +5,21 @@ from __future__ import annotations
 import pytest
 
 from llmops_assets.errors import ToolchainError
+from llmops_assets.toolchains.tensorrt_llm.combinations import refusals
 from llmops_assets.toolchains.tensorrt_llm.containers import (
     CONTAINERS,
+    PINNED_IMAGE,
     PINNED_TENSORRT_LLM,
     Backend,
+    Container,
+    backend_refusal,
     check_backend,
     container_of,
     containers_with,
+    known_container,
 )
+
+from .engines import engine
 
 MATRIX = {
     "25.05": ("0.19.0", None),
@@ -91,14 +98,35 @@ def test_backend_is_allowed(backend: Backend, version: str) -> None:
 @pytest.mark.parametrize(
     ("backend", "version", "problem"),
     [
-        ("engine", "1.3.0", "neither build nor serve engines"),
-        ("engine", "1.3.0rc22", "neither build nor serve engines"),
-        ("engine", "1.4.0rc1", "neither build nor serve engines"),
-        ("engine", "0.21.0", "too old"),
-        ("llmapi", "0.19.0", "too old"),
+        ("engine", "1.3.0", "NVIDIA removed"),
+        ("engine", "1.3.0rc20", "NVIDIA removed"),
+        ("engine", "1.4.0rc1", "NVIDIA removed"),
+        ("engine", "0.21.0", "below 1.0"),
+        ("llmapi", "0.19.0", "below 1.0"),
     ],
 )
 def test_backend_is_refused(backend: Backend, version: str, problem: str) -> None:
     """NVIDIA removed trtllm-build and the C++ backend; it would show as a missing command."""
     with pytest.raises(ToolchainError, match=problem):
         check_backend(backend, version)
+
+
+@pytest.mark.parametrize("row", CONTAINERS, ids=lambda row: row.release)
+def test_spec_may_name_every_container_that_is_supported(row: Container) -> None:
+    """A version of four numbers was in the table, and no spec could be written for it."""
+    section = {"image": row.image, "version": row.tensorrt_llm}
+    assert list(refusals(engine(**section))) == [] or row.tensorrt_llm.startswith("0.")
+
+
+def test_spec_and_table_pin_one_version() -> None:
+    """Two defaults would drift apart, and each spec without a version be refused."""
+    section = engine()
+    assert (section.version, section.image) == (PINNED_TENSORRT_LLM, PINNED_IMAGE)
+    assert known_container(section.image) is container_of(PINNED_IMAGE)
+
+
+@pytest.mark.parametrize("version", ["0.21.0", "1.3.0rc20"])
+def test_spec_and_image_know_one_end_of_engines(version: str) -> None:
+    """What a spec may say and what an image may serve are one rule."""
+    found = dict(refusals(engine(version=version, image="ours/triton:1")))
+    assert found[("version",)] == backend_refusal("engine", version)

@@ -63,9 +63,6 @@ def run(
         ("trtllm-bench", ["-m", "id", "throughput"], "required: --dataset"),
         ("trtllm-bench", ["-m", "i", "latency", "--dataset", "d", "--streaming"], "unrecognized"),
         ("trtllm-bench", ["-m", "i", "throughput", "--backend", "trt"], "invalid choice"),
-        ("trtllm-eval", ["mmlu"], "required: --model"),
-        ("trtllm-eval", ["--model", "e", "arc"], "invalid choice"),
-        ("trtllm-eval", ["--model", "e", "gsm8k", "--check_accuracy"], "unrecognized arguments"),
     ],
 )
 def test_wrong_arguments_end_with_argparse_exit_code(
@@ -92,7 +89,6 @@ def test_misspelt_failure_is_an_error(tool: str, installation: Installation) -> 
         "quantize.py": ["--model_dir", "m"],
         "trtllm-build": ["--checkpoint_dir", "c"],
         "trtllm-bench": ["-m", "id", "latency", "--dataset", "d"],
-        "trtllm-eval": ["--model", "e", "mmlu"],
     }
     assert run(installation, tool, *arguments.get(tool, [])).returncode == UNKNOWN_FAILURE
 
@@ -238,22 +234,6 @@ def test_engine_does_not_load_where_it_does_not_fit(
     )  # fmt: skip
     assert result.returncode == 1
     assert failure in result.stderr
-
-
-def test_eval_prints_an_accuracy_for_an_engine_only_with_its_backend(
-    installation: Installation, engine: Path, tmp_path: Path
-) -> None:
-    """Its default backend takes an engine for a checkpoint."""
-    task = ["mmlu", "--dataset_path", tmp_path]
-    refused = run(installation, "trtllm-eval", "--model", engine, *task)
-    assert refused.returncode == 1
-    assert "No weight files found" in refused.stderr
-    result = run(
-        installation, "trtllm-eval", "--model", engine, "--backend", "tensorrt", *task,
-        "--num_samples", "40",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert "MMLU weighted average accuracy: 62.50 (40)" in result.stdout
 
 
 def test_escaped_worker_does_not_outlive_the_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +15,33 @@ from llmops_assets.toolchains.tensorrt_llm.image import Image, image_here
 
 from .engines import engine
 from .sidecars import H100, TOOLKIT
-from .test_lifecycle import spec_text
+from .specs import spec_text
 
+PYTHON = Path("/usr/bin/python3")
 OTHER = "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3@sha256:" + "f" * 64
 
 
 def test_where_the_spec_says() -> None:
     """Otherwise the refusals below would show nothing."""
-    Image(TOOLKIT, H100).check(engine(parallelism={"tensor": 2}))
+    Image(TOOLKIT, H100, PYTHON).check(engine(parallelism={"tensor": 2}))
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"image": "registry.local/ours/triton:nightly"},
+        {"backend": "llmapi", "family": None, "version": "1.3.0",
+         "image": "nvcr.io/nvidia/tritonserver:26.10-trtllm-python-py3"},
+    ],
+)  # fmt: skip
+def test_image_that_is_not_in_the_table(section: Mapping[str, Any]) -> None:
+    """One's own, or newer than the table: a valid spec, so that a step must be able to run."""
+    section = {"version": "1.2.1", **section}
+    toolkit = TOOLKIT.model_copy(update={"tensorrt_llm": section["version"], "tensorrt": None})
+    Image(toolkit, H100, PYTHON).check(engine(**section))
+    with pytest.raises(ToolchainError, match=r"TensorRT-LLM 1\.1\.0"):
+        other = toolkit.model_copy(update={"tensorrt_llm": "1.1.0"})
+        Image(other, H100, PYTHON).check(engine(**section))
 
 
 @pytest.mark.parametrize(
@@ -30,6 +50,8 @@ def test_where_the_spec_says() -> None:
         ({"image": OTHER}, {}, {}, "image sha256:a"),
         ({"gpu": "a100-80gb"}, {}, {}, "GPU sm_90"),
         ({"parallelism": {"tensor": 2}}, {}, {"count": 1}, "GPUs 1"),
+        # A slice of a GPU, or a smaller model of the same architecture.
+        ({"gpu": "h200"}, {}, {}, "GPU memory of at least 85,520,809,984 bytes"),
         ({}, {"tensorrt_llm": "1.2.0"}, {}, "TensorRT-LLM 1.2.0"),
         ({}, {"tensorrt": "10.13.3.9"}, {}, "TensorRT 10.13.3.9"),
     ],
@@ -38,7 +60,7 @@ def test_elsewhere(
     section: Mapping[str, Any], toolkit: Mapping[str, Any], gpus: Mapping[str, Any], problem: str
 ) -> None:
     """What it built there would not load where it serves, hours later."""
-    here = Image(TOOLKIT.model_copy(update=toolkit), H100.model_copy(update=gpus))
+    here = Image(TOOLKIT.model_copy(update=toolkit), H100.model_copy(update=gpus), PYTHON)
     with pytest.raises(ToolchainError, match="does not run where") as caught:
         here.check(engine(**section))
     assert problem in str(caught.value)

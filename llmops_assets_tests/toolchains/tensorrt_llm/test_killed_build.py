@@ -18,24 +18,34 @@ from llmops_assets.toolchains.tensorrt_llm.outputs import (
 from llmops_assets.toolchains.tensorrt_llm.sidecar import SIDECAR, open_engine
 from llmops_assets.tools import ToolRunner
 
-from .conftest import build_command
+from .conftest import build_command, write_hugging_face
 from .doubles.installation import REPOSITORY, Installation
 from .sidecars import write
 
-# What a build step does, in a process that can be killed.
+# The step of the toolchain, in a process that can be killed.
 STEP = """
 import sys
 from pathlib import Path
-from llmops_assets.toolchains.tensorrt_llm.running import run_listening
-from llmops_assets.toolchains.tensorrt_llm.outputs import check_engine_directory
-from llmops_assets.tools import ToolRunner
-from llmops_assets_tests.toolchains.tensorrt_llm.sidecars import write
 
-folder, engine = Path(sys.argv[1]), Path(sys.argv[2])
+import pytest
+
+from llmops_assets.settings import Settings
+from llmops_assets.spec import parse_spec
+from llmops_assets.toolchains.tensorrt_llm.toolchain import BuiltEngines
+from llmops_assets.tools import ToolRunner
+from llmops_assets_tests.toolchains.tensorrt_llm.image_doubles import enter_image
+from llmops_assets_tests.toolchains.tensorrt_llm.sidecars import SOURCES
+from llmops_assets_tests.toolchains.tensorrt_llm.specs import spec_text
+
+folder = Path(sys.argv[1])
+here = enter_image(pytest.MonkeyPatch(), folder / "image")
+section = parse_spec(spec_text("engine", 2), "test").engine
+toolchain = BuiltEngines(section, Settings(timing_caches=folder / "caches"))
 tools = ToolRunner(work=folder / "work", log=folder / "tool.log", timeout_seconds=60)
-run_listening(tools, "trtllm-build", sys.argv[3:])
-check_engine_directory(engine, version="1.2.1")
-write(engine)
+toolchain.convert(folder / "model", folder / "converted", section, tools)
+if len(sys.argv) > 2:
+    here.installation.fail("trtllm-build", sys.argv[2])
+toolchain.build(folder / "converted", folder / "engine", section, SOURCES, tools)
 """
 STAGES = {
     "hang_after_config": ["config.json"],
@@ -44,40 +54,31 @@ STAGES = {
 }
 
 
-def start(installation: Installation, converted: Path, engine: Path) -> subprocess.Popen[bytes]:
-    command = build_command(installation, converted, engine)
-    return subprocess.Popen(
-        [sys.executable, "-c", STEP, str(engine.parent), str(engine), *command],
-        cwd=REPOSITORY,
-    )
+def start(folder: Path, *failure: str) -> subprocess.Popen[bytes]:
+    write_hugging_face(folder / "model")
+    return subprocess.Popen([sys.executable, "-c", STEP, str(folder), *failure], cwd=REPOSITORY)
 
 
 def wait_for(log: Path, text: str, step: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (log.is_file() and text in log.read_text()):
         assert step.poll() is None, "the step ended"
         assert time.monotonic() < deadline, f"no {text!r} in {log}"
         time.sleep(0.02)
 
 
-def test_step_that_is_not_killed_makes_an_engine(
-    installation: Installation, converted: Path, tmp_path: Path
-) -> None:
+def test_step_that_is_not_killed_makes_an_engine(tmp_path: Path) -> None:
     """Otherwise the tests below would show nothing."""
-    assert start(installation, converted, tmp_path / "engine").wait(20) == 0
+    assert start(tmp_path).wait(60) == 0
     config, sidecar = open_engine(tmp_path / "engine")
     assert config.pretrained_config.mapping.world_size == 2
     assert sidecar.toolchain == "tensorrt_llm"
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_step_leaves_no_engine_and_no_process(
-    stage: str, installation: Installation, converted: Path, tmp_path: Path
-) -> None:
+def test_killed_step_leaves_no_engine_and_no_process(stage: str, tmp_path: Path) -> None:
     """kill -9 of the run worker, when all, some or none of the engine is there."""
-    installation.fail("trtllm-build", stage)
-    engine = tmp_path / "engine"
-    step = start(installation, converted, engine)
+    step = start(tmp_path, stage)
     try:
         wait_for(tmp_path / "tool.log", f"a double that hangs: {stage}", step)
         below = psutil.Process(step.pid).children(recursive=True)
@@ -87,6 +88,7 @@ def test_killed_step_leaves_no_engine_and_no_process(
         step.wait(10)
     _, alive = psutil.wait_procs(below, timeout=10)
     assert not alive
+    engine = tmp_path / "engine"
     assert sorted(path.name for path in engine.iterdir()) == STAGES[stage]
     with pytest.raises(ToolchainError, match="is not an engine"):
         open_engine(engine)

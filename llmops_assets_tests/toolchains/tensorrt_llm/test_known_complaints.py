@@ -15,21 +15,16 @@ import pytest
 from pydantic import ValidationError
 
 from llmops_assets.build.judgements import judge_parity, judge_target
-from llmops_assets.errors import ArtifactCorruptError, ToolchainError
+from llmops_assets.errors import ArtifactCorruptError, SpecError, ToolchainError
 from llmops_assets.evidence.verdicts import Judgement
 from llmops_assets.serving.slot_process import PACKAGE, place, read_slot, verify
 from llmops_assets.serving.slots import Deployment, Endpoint
 from llmops_assets.settings import Settings
 from llmops_assets.spec import ModelSpec, ParityGate, Rollout, parse_spec
+from llmops_assets.toolchains.tensorrt_llm import toolchain
 from llmops_assets.toolchains.tensorrt_llm.benchmark import Benchmark, read_level, write_dataset
-from llmops_assets.toolchains.tensorrt_llm.compatibility import (
-    check_key_value_cache,
-    check_memory_released,
-    read_key_value_cache,
-)
+from llmops_assets.toolchains.tensorrt_llm.compatibility import check_memory_released
 from llmops_assets.toolchains.tensorrt_llm.packaging import check_package
-from llmops_assets.toolchains.tensorrt_llm.server import choose_mode
-from llmops_assets.toolchains.tensorrt_llm.sidecar import open_engine
 from llmops_assets.toolchains.tensorrt_llm.toolchain import BuiltEngines
 from llmops_assets.toolchains.tensorrt_llm.validation import tokenizer_parity
 from llmops_assets.tools import ToolRunner
@@ -39,7 +34,7 @@ from llmops_assets_tests.serving.conftest import artifact_of
 from .conftest import write_hugging_face
 from .image_doubles import Surroundings, enter_image
 from .sidecars import SOURCES
-from .test_lifecycle import spec_text
+from .specs import spec_text
 
 SETTINGS = Settings()
 
@@ -58,6 +53,13 @@ class Release:
     def judged(self) -> Judgement:
         """What the gate `fits_target` says, which every deployment requires."""
         return judge_target(self.spec, self.engine, SETTINGS)
+
+    def rewrite_sidecar(self, old: str, new: str) -> None:
+        """Makes the engine one that something else built."""
+        path = self.engine / "engine.json"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
 
     def package(self, output: Path) -> Path:
         self.toolchain.package(self.engine, self.checkpoint, output, self.spec)
@@ -84,37 +86,49 @@ def test_whole_engine_passes(release: Release) -> None:
     assert release.judged().passed
 
 
+def test_gate_needs_no_gpu(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks run in pods without one; there a whole engine got a verdict that it does not fit."""
+
+    def nothing_here(settings: Settings) -> None:
+        raise ToolchainError("There is no GPU here", cure="run the step elsewhere")
+
+    monkeypatch.setattr(toolchain, "image_here", nothing_here)
+    judgement = release.judged()
+    assert judgement.passed, judgement.reason
+    assert judgement.threshold == {"architecture": "sm_90"}
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
         ({"tensorrt": "10.13.3.9"}, "TensorRT 10.14.1.48"),
         ({"tensorrt_llm": "1.1.0"}, "another"),
-        ({"image_digest": "sha256:" + "f" * 64}, "another image"),
     ],
 )
 def test_other_toolkit_than_serves(
-    change: Mapping[str, str], problem: str, release: Release, tmp_path: Path
+    change: Mapping[str, str], problem: str, release: Release
 ) -> None:
     """be#194, be#424, be#531, TRT#1695: a mismatch of versions showed when the engine loaded."""
-    if "image_digest" in change:
-        release.here.move(toolkit=change)
-        judgement = release.judged()
-    else:
-        sidecar = release.engine / "engine.json"
-        text = sidecar.read_text()
-        for key, value in change.items():
-            old = getattr(release.here.image.toolkit, key)
-            assert f'"{key}": "{old}"' in text
-            text = text.replace(f'"{key}": "{old}"', f'"{key}": "{value}"')
-        sidecar.write_text(text)
-        judgement = release.judged()
+    for key, value in change.items():
+        old = getattr(release.here.image.toolkit, key)
+        release.rewrite_sidecar(f'"{key}": "{old}"', f'"{key}": "{value}"')
+    judgement = release.judged()
     assert not judgement.passed
     assert problem in judgement.reason
 
 
+def test_other_image_than_serves(release: Release, tmp_path: Path) -> None:
+    """be#531: a tag that moved on brings other templates and another server."""
+    release.here.move(toolkit={"image_digest": "sha256:" + "f" * 64})
+    assert release.spec.engine.toolchain == "tensorrt_llm"
+    moved = BuiltEngines(release.spec.engine, SETTINGS)
+    with pytest.raises(ToolchainError, match="another image"):
+        moved.package(release.engine, release.checkpoint, tmp_path / "package", release.spec)
+
+
 def test_other_compute_capability(release: Release) -> None:
     """TRT#222, TRT#3031: engines do not move between architectures."""
-    release.here.move(gpus={"compute_capability": "8.0"})
+    release.rewrite_sidecar('"architecture": "sm_90"', '"architecture": "sm_80"')
     judgement = release.judged()
     assert not judgement.passed
     assert "built for other GPUs" in judgement.reason
@@ -205,7 +219,8 @@ class StartingTokenizer:
 @pytest.mark.parametrize("added", [True, False])
 def test_missing_start_token(added: bool, tmp_path: Path) -> None:
     """be#234, be#445: garbage until add_special_tokens was true; the gate sees the token ids."""
-    equal = tokenizer_parity(StartingTokenizer(), ["a", "b"], add_special_tokens=added)
+    tokenizer = StartingTokenizer()
+    equal = tokenizer_parity(tokenizer, tokenizer, ["a", "b"], add_special_tokens=added)
     (tmp_path / "validation.json").write_text(
         '{"prompts": 2, "token_agreement": 1.0, "logit_distance": {"largest": 0.0, "mean": 0.0}, '
         f'"tokenizer_parity": {{"prompts": 2, "equal": {equal}}}}}'
@@ -222,24 +237,30 @@ def test_key_value_cache_too_small(release: Release, tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(ToolchainError, match="does not fit"):
         release.toolchain.convert(huge, tmp_path / "output", release.spec.engine, release.tools)
-    metrics = "".join(
+    package = release.package(tmp_path / "package")
+    release.toolchain.check_server(package, cache_metrics(8))
+    # Before its first request a server says 0 of everything.
+    for blocks in (7, 0):
+        with pytest.raises(ToolchainError, match="KV cache is too small"):
+            release.toolchain.check_server(package, cache_metrics(blocks))
+
+
+def cache_metrics(blocks: int) -> str:
+    """What Triton says of a KV cache with so many blocks of 32 tokens."""
+    return "".join(
         f'nv_trt_llm_kv_cache_block_metrics{{kv_cache_block_type="{kind}",model="tensorrt_llm"}} '
         f"{value}\n"
-        for kind, value in {"max": 7, "tokens_per": 32}.items()
+        for kind, value in {"max": blocks, "tokens_per": 32}.items()
     )
-    cache = read_key_value_cache(metrics, "tensorrt_llm")
-    longest = open_engine(release.engine)[0].build_config.max_seq_len
-    assert cache.tokens < longest == 256
-    with pytest.raises(ToolchainError, match="KV cache is too small"):
-        check_key_value_cache(cache, longest)
 
 
-def test_too_few_gpus(release: Release) -> None:
+def test_other_number_of_gpus(release: Release) -> None:
     """TRT#753: "Engine world size (2 * 1) != Runtime world size (1)"."""
-    release.here.move(gpus={"count": 1})
-    judgement = release.judged()
-    assert not judgement.passed
-    assert "another number of GPUs" in judgement.reason
+    for tensor in (1, 4):
+        spec = parse_spec(spec_text("engine", tensor), "test")
+        judgement = judge_target(spec, release.engine, SETTINGS)
+        assert not judgement.passed
+        assert "another number of GPUs" in judgement.reason
 
 
 def test_memory_kept_after_unloading() -> None:
@@ -256,13 +277,24 @@ def test_reload_in_place() -> None:
         Rollout.model_validate({"strategy": "reload"})
 
 
-def test_two_engines_of_one_name() -> None:
-    """be#714, TRT#984: several models in a server need names and the orchestrator."""
-    assert choose_mode(["a", "b"]) == "orchestrator"
-    with pytest.raises(ToolchainError, match="names of their own"):
-        choose_mode(["tensorrt_llm", "tensorrt_llm"])
-    with pytest.raises(ToolchainError, match="one engine"):
-        choose_mode(["a", "b"], wanted="leader")
+def test_two_models_of_one_name() -> None:
+    """be#714, TRT#984: a server has one engine, and a model's name is none of its inner models."""
+    for name in ("preprocessing", "postprocessing"):
+        text = spec_text("engine").replace(f"name: {MODEL}", f"name: {name}")
+        with pytest.raises(SpecError, match="line 1: name: is a model of every engine's package"):
+            parse_spec(text, "test")
+        parse_spec(text.replace("family: llama", "backend: llmapi"), "test")
+
+
+def test_generator_that_cannot_count_is_refused() -> None:
+    """llmapi repeats the answer in every piece, which AIPerf would count again: found out only
+    when the package is in staging.
+    """
+    latency = "    staging: [{measure: end_to_end"
+    text = spec_text("llmapi").replace(latency, f"    generator: aiperf\n{latency}")
+    with pytest.raises(SpecError, match="AIPerf cannot count"):
+        parse_spec(text, "test")
+    parse_spec(text.replace("backend: llmapi", "family: llama"), "test")
 
 
 def test_measured_with_pytorch_by_default(release: Release, tmp_path: Path) -> None:

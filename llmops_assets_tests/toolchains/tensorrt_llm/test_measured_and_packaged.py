@@ -8,18 +8,21 @@ import pytest
 
 from llmops_assets.errors import ToolchainError
 from llmops_assets.spec import Constraints
-from llmops_assets.toolchains.tensorrt_llm import accuracy
+from llmops_assets.toolchains.base import ServingImage
 from llmops_assets.toolchains.tensorrt_llm.benchmark import (
     Benchmark,
     read_summary,
     write_dataset,
 )
-from llmops_assets.toolchains.tensorrt_llm.packaging import EngineServing, package_engine
+from llmops_assets.toolchains.tensorrt_llm.packaging import (
+    EngineServing,
+    ServedBy,
+    package_engine,
+)
 from llmops_assets.tools import ToolRunner
 
 from .doubles.behaviour import FAILS
 from .doubles.installation import Installation
-from .doubles.trtllm_eval_double import ACCURACY
 
 REQUESTS = 24
 TEMPLATES = Path(__file__).parent / "template_doubles" / "inflight_batcher_llm"
@@ -69,36 +72,13 @@ def test_benchmark_of_something_else_is_refused(
         read_summary([benchmark])
 
 
-@pytest.mark.parametrize("task", ["mmlu", "gsm8k"])
-def test_accuracy_is_measured(
-    task: accuracy.Task, engine: Path, tmp_path: Path, installation: Installation,
-    tools: ToolRunner,
-) -> None:  # fmt: skip
-    """Its result is only in the log, so the log is what is read."""
-    name, *arguments = accuracy.command("engine", engine, tmp_path, task, tmp_path, samples=50)
-    run = tools.run("the evaluation", installation.command(name, *arguments))
-    found = accuracy.read_accuracy(task, run.log.read_text().splitlines())
-    assert found.share == pytest.approx(ACCURACY / 100)
-    assert found.n == (50 if task == "mmlu" else None)
-
-
-def test_accuracy_that_was_not_told_is_refused(
-    engine: Path, tmp_path: Path, installation: Installation, tools: ToolRunner
-) -> None:
-    """The tool ends with exit code 0 all the same."""
-    installation.behave(**{FAILS: "trtllm-eval:no_accuracy"})
-    name, *arguments = accuracy.command("engine", engine, tmp_path, "mmlu", tmp_path)
-    run = tools.run("the evaluation", installation.command(name, *arguments))
-    with pytest.raises(ToolchainError, match="did not say"):
-        accuracy.read_accuracy("mmlu", run.log.read_text().splitlines())
-
-
 def test_built_engine_is_packaged(engine: Path, hugging_face: Path, tmp_path: Path) -> None:
     """What trtllm-build leaves is what a package needs; both ranks are in it."""
     package_engine(
         engine, hugging_face, TEMPLATES, tmp_path / "package", model="chat",
         constraints=Constraints(max_input_tokens=64, max_output_tokens=64),
         serving=EngineServing(max_batch_size=8),
+        served=ServedBy(ServingImage("image", "tag", None), "1.2.1", "sm_90", world_size=2),
     )  # fmt: skip
     packaged = tmp_path / "package" / "engine"
     for rank in (0, 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,10 @@ def test_llmapi_takes_the_bytes_that_are_stored(tmp_path: Path) -> None:
     (folder / "model-1.safetensors").write_bytes(bytes(3000))
     (folder / "model-2.safetensors").write_bytes(bytes(1001))
     (folder / "training.bin").write_bytes(bytes(9))
+    # The same weights once more: what nothing loads takes no memory.
+    (folder / "consolidated.safetensors").write_bytes(bytes(4001))
+    files = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     assert stored_bytes(folder) == 4001
     section = engine(backend="llmapi", family=None, parallelism={"tensor": 2})
     assert estimate(read_shape(folder), section, stored_bytes(folder)).weights == 2001

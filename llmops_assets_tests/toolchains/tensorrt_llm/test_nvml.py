@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from llmops_assets.errors import ToolchainError
-from llmops_assets.toolchains.tensorrt_llm.nvml import GPUFacts, gpus_here
+from llmops_assets.toolchains.tensorrt_llm.nvml import VISIBLE, GPUFacts, gpus_here
 
 
 class NVMLError(Exception):
@@ -47,11 +47,19 @@ class DoubleOfNVML:
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:  # noqa: N802
         return SimpleNamespace(total=self.gpus[handle][2])
 
+    def nvmlDeviceGetUUID(self, handle: int) -> str:  # noqa: N802
+        return f"GPU-{handle}a-of-a-machine"
+
     def nvmlSystemGetDriverVersion(self) -> bytes:  # noqa: N802
         return b"580.65.06"
 
     def nvmlSystemGetCudaDriverVersion_v2(self) -> int:  # noqa: N802
         return 12080
+
+
+@pytest.fixture(autouse=True)
+def _all_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VISIBLE, raising=False)
 
 
 H100 = (b"NVIDIA H100 80GB HBM3", (9, 0), 85520809984)
@@ -98,4 +106,33 @@ def test_machine_without_driver_or_package_is_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(double, "nvmlInit", fail)
     monkeypatch.setitem(sys.modules, "pynvml", double)
     with pytest.raises(ToolchainError, match=r"Library Not Found.*machine with an NVIDIA GPU"):
+        gpus_here()
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"),
+    [
+        ("0,1", 2),
+        ("GPU-1a", 1),
+        (" 1 , GPU-0a-of-a-machine", 2),
+        # As CUDA: what follows a name of nothing does not count.
+        ("0,7,1", 1),
+        ("1,-1", 1),
+    ],
+)
+def test_only_visible_gpus_count(visible: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that was given one of two cards would be let in as having both, and fail at the
+    second rank.
+    """
+    monkeypatch.setitem(sys.modules, "pynvml", DoubleOfNVML([H100, H100, L4]))
+    monkeypatch.setenv(VISIBLE, visible)
+    assert gpus_here().count == count
+
+
+@pytest.mark.parametrize("visible", ["", "GPU-", "MIG-0a", "7"])
+def test_no_visible_gpu_is_named(visible: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the variable, as the machine has some."""
+    monkeypatch.setitem(sys.modules, "pynvml", DoubleOfNVML([H100, H100]))
+    monkeypatch.setenv(VISIBLE, visible)
+    with pytest.raises(ToolchainError, match=f"no GPU; {VISIBLE} is {visible}"):
         gpus_here()

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from llmops_assets.build.packaging import _config_problems
 from llmops_assets.errors import ToolchainError
+from llmops_assets.serving.model_repository import parse_configuration, read_repository
+from llmops_assets.serving.package_description import read_package
 from llmops_assets.spec import Constraints, TensorRTLLMEngine
+from llmops_assets.toolchains.base import ServingImage
 from llmops_assets.toolchains.tensorrt_llm.model_yaml import (
     CHECKPOINT,
     PACKAGE_MOUNT,
@@ -20,18 +22,15 @@ from llmops_assets.toolchains.tensorrt_llm.model_yaml import (
     read_llmapi_model,
 )
 from llmops_assets.toolchains.tensorrt_llm.packaging import (
-    INNER_MODELS,
     REQUIRED,
     UNSET,
     EngineServing,
+    ServedBy,
     check_package,
     package_engine,
     package_llmapi,
 )
-from llmops_assets.toolchains.tensorrt_llm.templates import (
-    find_placeholders,
-    parse_configuration,
-)
+from llmops_assets.toolchains.tensorrt_llm.templates import INNER_MODELS, find_placeholders
 
 from .built_engine import write_engine, write_tokenizer
 
@@ -40,6 +39,8 @@ TEMPLATES = DOUBLES / "inflight_batcher_llm"
 MODEL = "chat-8b"
 LIMITS = Constraints(max_input_tokens=1024, max_output_tokens=1024)
 SERVING = EngineServing(max_batch_size=64)
+IMAGE = ServingImage("registry/tritonserver", "26.07", "sha256:" + "a" * 64)
+SERVED = ServedBy(IMAGE, "1.2.1", "sm_90", world_size=2)
 
 # As the facts list them, by template; those that are not in quotes first.
 PLACEHOLDERS = {
@@ -97,8 +98,9 @@ def package(
 ) -> Path:  # fmt: skip
     folder = engine.parent / output
     package_engine(
-        engine, checkpoint, templates, folder, model=model, constraints=limits, serving=serving
-    )
+        engine, checkpoint, templates, folder, model=model, constraints=limits, serving=serving,
+        served=SERVED,
+    )  # fmt: skip
     return folder
 
 
@@ -167,7 +169,7 @@ def test_package_is_complete(engine: Path, checkpoint: Path) -> None:
 
 def test_gate_on_packages_can_read_it(engine: Path, checkpoint: Path) -> None:
     """It is the same for all toolchains, and knows neither templates nor inner models."""
-    assert _config_problems(package(engine, checkpoint), MODEL) == []
+    assert not read_repository(package(engine, checkpoint) / "repository", MODEL).problems
 
 
 def test_every_version_folder_survives_object_storage(engine: Path, checkpoint: Path) -> None:
@@ -187,17 +189,16 @@ def test_same_inputs_give_same_bytes(engine: Path, checkpoint: Path) -> None:
 def test_configurations_say_what_was_meant(engine: Path, checkpoint: Path) -> None:
     """Read by Triton's protobuf; the paths are those of the mount."""
     serving = EngineServing(
-        max_batch_size=32, instances=3, add_special_tokens=False, max_tokens_in_paged_kv_cache=4096,
-        kv_cache_free_gpu_mem_fraction=0.5, batch_scheduler_policy="max_utilization",
-        enable_kv_cache_reuse=False, enable_chunked_context=True, max_queue_size=7,
-        max_queue_delay_microseconds=9, gpu_device_ids=(2, 3),
+        max_batch_size=32, kv_cache_free_gpu_mem_fraction=0.5,
+        batch_scheduler_policy="max_utilization", enable_kv_cache_reuse=False,
+        enable_chunked_context=True, max_queue_size=7,
     )  # fmt: skip
     folder = package(engine, checkpoint, serving=serving)
     found = configuration(folder, "tensorrt_llm")
     assert found.backend == "tensorrtllm"
     assert found.max_batch_size == 32
     assert found.model_transaction_policy.decoupled
-    assert found.dynamic_batching.max_queue_delay_microseconds == 9
+    assert found.dynamic_batching.max_queue_delay_microseconds == 0
     assert found.dynamic_batching.default_queue_policy.max_queue_size == 7
     parameters = {key: value.string_value for key, value in found.parameters.items()}
     assert {key: value for key, value in parameters.items() if value} == {
@@ -205,18 +206,14 @@ def test_configurations_say_what_was_meant(engine: Path, checkpoint: Path) -> No
         "gpt_model_path": "/opt/llmops/package/engine",
         "tokenizer_dir": "/opt/llmops/package/tokenizer",
         "max_beam_width": "1",
-        "max_tokens_in_paged_kv_cache": "4096",
         "batch_scheduler_policy": "max_utilization",
         "kv_cache_free_gpu_mem_fraction": "0.5",
         "exclude_input_in_output": "true",
         "enable_kv_cache_reuse": "false",
         "enable_chunked_context": "true",
-        "gpu_device_ids": "2,3",
     }
-    preprocessing = configuration(folder, "preprocessing")
-    assert preprocessing.parameters["add_special_tokens"].string_value == "false"
-    assert preprocessing.instance_group[0].count == 3
-    assert configuration(folder, "postprocessing").instance_group[0].count == 3
+    for inner in ("preprocessing", "postprocessing"):
+        assert configuration(folder, inner).instance_group[0].count == 1
     bls = configuration(folder, "tensorrt_llm_bls")
     assert bls.parameters["tensorrt_llm_model_name"].string_value == "tensorrt_llm"
     assert bls.model_transaction_policy.decoupled
@@ -227,7 +224,7 @@ def test_configurations_say_what_was_meant(engine: Path, checkpoint: Path) -> No
     ]  # fmt: skip
 
 
-def test_start_tokens_are_added_unless_told_otherwise(engine: Path, checkpoint: Path) -> None:
+def test_start_tokens_are_added(engine: Path, checkpoint: Path) -> None:
     """tensorrtllm_backend#234, #445: models answered garbage without."""
     found = configuration(package(engine, checkpoint), "preprocessing")
     assert found.parameters["add_special_tokens"].string_value == "true"
@@ -374,7 +371,7 @@ def test_image_without_a_template_is_refused(
         ("repository/tensorrt_llm/config.pbtxt", "/opt/llmops/package/engine",
          "/opt/llmops/package/engine2", "tensorrt_llm reads"),
         ("repository/tensorrt_llm/config.pbtxt", 'name: "tensorrt_llm"', 'name: "llm"',
-         "names llm"),
+         "names the model llm"),
         ("repository/tensorrt_llm/config.pbtxt", '"1"', '"${left}"', "has a placeholder left"),
     ],
 )  # fmt: skip
@@ -405,11 +402,43 @@ def test_package_that_lost_a_version_folder_is_refused(engine: Path, checkpoint:
 
 def test_description_says_how_to_serve_it(engine: Path, checkpoint: Path) -> None:
     """Whoever starts a server needs the world size and the mount, and has only the package."""
-    found = json.loads((package(engine, checkpoint) / "package.json").read_text())
+    folder = package(engine, checkpoint)
+    found = json.loads((folder / "package.json").read_text())
     assert found["backend"] == "engine"
-    assert found["world_size"] == 2
     assert found["mount"] == str(PACKAGE_MOUNT)
     assert found["tensorrt_llm"] == "1.2.1"
+    described = read_package(folder)
+    assert (described.image, described.architecture, described.world_size) == (IMAGE, "sm_90", 2)
+
+
+def test_package_says_how_it_is_asked(engine: Path, checkpoint: Path, frozen: Path) -> None:
+    """By the names of NVIDIA's templates: Triton loses a key that a model has not, and the
+    longest answer and the stream with it.
+    """
+    ensemble = read_package(package(engine, checkpoint)).asked
+    assert ensemble.body("p", 7, stream=True) == {
+        "text_input": "p", "max_tokens": 7, "stream": True, "return_num_output_tokens": True,
+    }  # fmt: skip
+    assert (ensemble.output_tokens, ensemble.finish_reason) == ("num_output_tokens", None)
+    llmapi = read_package(package_checkpoint(frozen)).asked
+    assert llmapi.body("p", 7, stream=True) == {
+        "text_input": "p", "sampling_param_max_tokens": 7, "streaming": True,
+        "return_finish_reason": True, "sampling_param_exclude_input_from_output": True,
+    }  # fmt: skip
+    assert llmapi.text_so_far
+    assert not llmapi.ends({"finish_reason": "None"})
+    assert llmapi.ends({"finish_reason": "length"})
+
+
+@pytest.mark.parametrize("name", ["return_num_output_tokens", "num_output_tokens", "stream"])
+def test_template_that_is_asked_otherwise_is_refused(
+    name: str, engine: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Another version may call an input something else; nothing would fail but the answers."""
+    templates = copied_templates(tmp_path)
+    edit(templates / "ensemble/config.pbtxt", f'put [ {{ name: "{name}"', 'put [ { name: "new"')
+    with pytest.raises(ToolchainError, match=f"no {name}"):
+        package(engine, checkpoint, templates)
 
 
 FROZEN = LlmApiModel(
@@ -427,7 +456,9 @@ def frozen(tmp_path: Path) -> Path:
 
 def package_checkpoint(frozen: Path, limits: Constraints = LIMITS) -> Path:
     folder = frozen.parent / "package"
-    package_llmapi(frozen, DOUBLES / "llmapi", folder, model=MODEL, constraints=limits)
+    package_llmapi(
+        frozen, DOUBLES / "llmapi", folder, model=MODEL, constraints=limits, served=SERVED
+    )
     return folder
 
 
@@ -502,7 +533,9 @@ def test_llmapi_template_with_placeholders_is_refused(frozen: Path, tmp_path: Pa
     templates = shutil.copytree(DOUBLES / "llmapi", tmp_path / "templates")
     edit(templates / "tensorrt_llm/config.pbtxt", "count: 1", "count: ${instances}")
     with pytest.raises(ToolchainError, match="nobody accounted for"):
-        package_llmapi(frozen, templates, tmp_path / "package", model=MODEL, constraints=LIMITS)
+        package_llmapi(
+            frozen, templates, tmp_path / "package", model=MODEL, constraints=LIMITS, served=SERVED
+        )
 
 
 def spec_engine(**changes: Any) -> TensorRTLLMEngine:
@@ -515,13 +548,14 @@ def test_serving_follows_the_spec() -> None:
     """What a team writes under engine: must reach the server."""
     engine = spec_engine(
         limits={"max_batch_size": 16}, chunked_context=True, scheduler="max_utilization",
-        kv_cache={"free_gpu_mem_fraction": 0.8, "reuse": False},
+        kv_cache={"free_gpu_mem_fraction": 0.8, "reuse": False}, max_queue_size=7,
     )  # fmt: skip
     assert EngineServing.of(engine) == EngineServing(
         max_batch_size=16, kv_cache_free_gpu_mem_fraction=0.8, enable_kv_cache_reuse=False,
-        enable_chunked_context=True, batch_scheduler_policy="max_utilization",
+        enable_chunked_context=True, batch_scheduler_policy="max_utilization", max_queue_size=7,
     )  # fmt: skip
-    model = LlmApiModel.of(engine.model_copy(update={"backend": "llmapi", "dtype": "bfloat16"}))
+    llmapi = {"backend": "llmapi", "dtype": "bfloat16", "max_queue_size": None}
+    model = LlmApiModel.of(engine.model_copy(update=llmapi))
     assert model.max_batch_size == 16
     assert model.dtype == "bfloat16"
     assert model.enable_chunked_prefill
@@ -541,5 +575,6 @@ def test_serving_follows_the_spec() -> None:
 )
 def test_llmapi_cannot_say_everything(change: dict[str, Any]) -> None:
     """What is dropped silently would be believed to be served."""
-    with pytest.raises(ToolchainError, match=r"model\.yaml does not say"):
-        LlmApiModel.of(spec_engine(**change))
+    (section, fields), *_ = change.items()
+    with pytest.raises(ToolchainError, match=rf"{section}\.{list(fields)[-1]}"):
+        LlmApiModel.of(spec_engine(backend="llmapi", **change))

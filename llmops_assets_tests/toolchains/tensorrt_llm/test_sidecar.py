@@ -10,7 +10,6 @@ import pytest
 from pydantic import ValidationError
 
 from llmops_assets.errors import ToolchainError
-from llmops_assets.toolchains.tensorrt_llm import sidecar
 from llmops_assets.toolchains.tensorrt_llm.sidecar import (
     SIDECAR,
     Cost,
@@ -18,10 +17,9 @@ from llmops_assets.toolchains.tensorrt_llm.sidecar import (
     open_engine,
     portable,
     read_sidecar,
-    toolkit_here,
 )
 
-from .sidecars import H100, SOURCES, TOOLKIT, write
+from .sidecars import SOURCES, write
 
 
 def test_sidecar_holds_what_decides_where_an_engine_runs(engine: Path) -> None:
@@ -32,10 +30,11 @@ def test_sidecar_holds_what_decides_where_an_engine_runs(engine: Path) -> None:
     assert content["target"]["architecture"] == "sm_90"
     assert content["target"]["gpu"] == {
         "name": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0", "count": 2,
-        "memory_bytes": 85520809984, "driver": "580.65.06", "cuda": "13.0",
+        "memory_bytes": 85520809984, "driver": "580.159.04", "cuda": "13.0",
     }  # fmt: skip
     assert content["toolkit"] == {
-        "tensorrt_llm": "1.2.1", "tensorrt": "10.14.1.48", "image_digest": "sha256:" + "a" * 64
+        "tensorrt_llm": "1.2.1", "tensorrt": "10.14.1.48",
+        "image_digest": "sha256:" + "a" * 64, "cuda": "13.0.2",
     }  # fmt: skip
     assert content["sources"] == SOURCES
     assert content["commands"] == [["trtllm-build", "--max_batch_size", "8"]]
@@ -144,21 +143,3 @@ def test_sidecar_must_agree_with_the_engine_about_its_version(engine: Path) -> N
         ToolchainError, match=r"another version.*Expected: 1\.2\.1\. Found: 1\.2\.0"
     ):
         open_engine(engine)
-
-
-def test_toolkit_is_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT-LLM is needed; TensorRT is gone from 1.3 on."""
-    installed = {"tensorrt_llm": "1.3.0", "tensorrt": "absent"}
-    monkeypatch.setattr(sidecar, "versions_of", lambda *names: {n: installed[n] for n in names})
-    toolkit = toolkit_here(TOOLKIT.image_digest)
-    assert (toolkit.tensorrt_llm, toolkit.tensorrt) == ("1.3.0", None)
-    installed["tensorrt_llm"] = "absent"
-    with pytest.raises(ToolchainError, match="not installed here"):
-        toolkit_here(TOOLKIT.image_digest)
-
-
-def test_architecture_is_written_as_targets_are() -> None:
-    """Compute capability 10.3 is sm_103, which is no sm_10.3."""
-    assert H100.architecture == "sm_90"
-    blackwell = H100.model_copy(update={"compute_capability": "10.3"})
-    assert blackwell.architecture == "sm_103"

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from llmops_assets.errors import ToolchainError
+from llmops_assets.serving.model_repository import parse_configuration
 from llmops_assets.toolchains.tensorrt_llm.templates import (
     FOLDERS,
     PLACES,
     fill,
     find_placeholders,
     find_templates,
-    parse_configuration,
     rename,
 )
 

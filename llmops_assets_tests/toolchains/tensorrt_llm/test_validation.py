@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import subprocess
 import sys
 import types
 from collections.abc import Sequence
@@ -16,26 +18,26 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
-from llmops_assets.develop.metrics import PREDICTION_COLUMNS, TIME_COLUMNS, with_times
+from llmops_assets.develop.metrics import PREDICTION_COLUMNS, TIME_COLUMNS
 from llmops_assets.errors import ToolchainError
-from llmops_assets.evidence.latency import RequestTimes
 from llmops_assets.toolchains.tensorrt_llm import validation
-from llmops_assets.toolchains.tensorrt_llm.containers import Backend
-from llmops_assets.toolchains.tensorrt_llm.model_yaml import LlmApiModel
+from llmops_assets.toolchains.tensorrt_llm.packaging import copy_tokenizer
 from llmops_assets.toolchains.tensorrt_llm.validation import (
     Answer,
+    Backend,
     ServedModel,
     TimedAnswer,
-    chosen_rows,
     compare,
     loss,
     served_model,
+    spread,
     tokenizer_parity,
     until_end,
-    validation_json,
 )
+from llmops_assets.toolchains.tensorrt_llm.validation_report import write_report
 from llmops_assets_tests.tiny_llama import write_checkpoint
 
 from .built_engine import write_engine
@@ -116,7 +118,7 @@ def test_end_token_counts_once(tokens: list[int], ended: bool, expected: list[in
 @pytest.mark.parametrize(("rows", "chosen"), [(1, 1), (10, 10), (50, 50), (1000, 50)])
 def test_compared_prompts_are_spread_over_the_data(rows: int, chosen: int) -> None:
     """The first fifty may be of one slice."""
-    found = chosen_rows(rows)
+    found = spread(rows, 50)
     assert len(found) == chosen
     assert (found[0], found[-1]) == (0, rows - 1)
 
@@ -131,8 +133,28 @@ class StartingTokenizer:
 
 def test_missing_start_token_is_found() -> None:
     """tensorrtllm_backend#234, #445: garbage until add_special_tokens was true."""
-    assert tokenizer_parity(StartingTokenizer(), ["a", "b"], add_special_tokens=True) == 2
-    assert tokenizer_parity(StartingTokenizer(), ["a", "b"], add_special_tokens=False) == 0
+    one = StartingTokenizer()
+    assert tokenizer_parity(one, one, ["a", "b"], add_special_tokens=True) == 2
+    assert tokenizer_parity(one, one, ["a", "b"], add_special_tokens=False) == 0
+
+
+def test_tokenizer_that_lost_something_on_its_way_is_found(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """The server has the package's files, not the checkpoint's: compared with itself, a
+    tokenizer is always right.
+    """
+    copy_tokenizer(checkpoint, tmp_path / "packaged")
+    trained = validation.load_tokenizer(checkpoint)
+    texts = ["1 août", "2 mai"]
+    whole = validation.load_tokenizer(tmp_path / "packaged")
+    assert tokenizer_parity(trained, whole, texts, add_special_tokens=True) == 2
+    path = tmp_path / "packaged" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["post_processor"] = None
+    path.write_text(json.dumps(content))
+    other = validation.load_tokenizer(tmp_path / "packaged")
+    assert tokenizer_parity(trained, other, texts, add_special_tokens=True) == 0
 
 
 @dataclass
@@ -148,6 +170,9 @@ class TableModel:
     def timed_answer(self, prompt: Sequence[int], max_tokens: int) -> TimedAnswer:
         raise NotImplementedError
 
+    def texts(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[str]:
+        raise NotImplementedError
+
     def prompt_logits(self, token_ids: Sequence[int]) -> Any:
         self.asked.append(list(token_ids))
         return None if self.row is None else np.tile(self.row, (len(token_ids), 1))
@@ -161,23 +186,9 @@ def test_loss_is_that_of_the_completion() -> None:
     assert model.asked == [[0, 0, 1]]
 
 
-def test_loss_that_was_not_measured_passes_no_gate() -> None:
-    """Left out, its mean would be 0: a perfect model."""
-    assert loss(TableModel(None), [0], [1, END]) == math.inf
-    predictions = pd.DataFrame(
-        [["p", "c", "s", "c", True, math.inf, 2], ["p", "c", "s", "x", False, 1.0, 2]],
-        columns=[name for name in PREDICTION_COLUMNS if name != "latency_seconds"],
-    )
-    predictions = with_times(predictions, [RequestTimes(0.1, 0.2, 0.3, 2)] * 2)
-    assert set(TIME_COLUMNS) <= set(predictions.columns)
-    agreement = compare([answer([3])], [answer([3])])
-    report = validation_json(predictions, agreement, {"prompts": 2, "equal": 2})
-    assert report["loss"] is None
-    assert report["perplexity"] is None
-    assert report["exact_match"] == 0.5
-    assert report["tokenizer_parity"] == {"prompts": 2, "equal": 2}
-    assert report["logit_distance"] == {"largest": 0.0, "mean": 0.0}
-    json.dumps(report, allow_nan=False)
+def test_loss_is_not_made_up() -> None:
+    """0 would be a perfect model's."""
+    assert loss(TableModel(None), [0], [1, END]) is None
 
 
 class Tensor:
@@ -231,12 +242,13 @@ class LLMDouble:
         assert self.running
         assert sampling.temperature == 0.0, "greedy"
         assert not use_tqdm
-        (prompt,) = inputs
         logits = None
         if sampling.return_generation_logits and self.gathers:
             logits = Tensor(np.zeros((1, 2, VOCABULARY), dtype=np.float16))
-        context = Tensor(np.ones((len(prompt["prompt_token_ids"]), VOCABULARY)))
-        return [self._result([3, 4], "stop", logits, context)]
+        contexts = [
+            Tensor(np.ones((len(prompt["prompt_token_ids"]), VOCABULARY))) for prompt in inputs
+        ]
+        return [self._result([3, 4], "stop", logits, context) for context in contexts]
 
     def generate_async(
         self, inputs: dict[str, list[int]], sampling: SamplingParamsDouble, streaming: bool
@@ -331,41 +343,43 @@ def test_prompt_logits_only_of_engines_that_gather_them(
     assert loaded_by["engine"]
 
 
+SETTINGS = {
+    "tensor_parallel_size": 2,
+    "pipeline_parallel_size": 2,
+    "kv_cache_config": {"free_gpu_memory_fraction": 0.5},
+}
+
+
 @pytest.mark.parametrize("gathers", [True, False])
-def test_engine_is_loaded_as_it_was_built_and_ended(
+def test_engine_is_loaded_as_it_serves_and_ended(
     tmp_path: Path, gathers: bool, loaded_by: dict[str, list[LLMDouble]]
 ) -> None:
-    """Its workers would keep the GPUs' memory, also after a failure."""
+    """With the cache of the server, which decides what fits; its workers would keep the GPUs'
+    memory, also after a failure.
+    """
     engine = write_engine(tmp_path / "engine", tensor_parallel=4, gather_context_logits=gathers)
     with (
         pytest.raises(ToolchainError, match="on the way"),
-        served_model("engine", engine, tmp_path, END) as served,
+        served_model("engine", engine, tmp_path, SETTINGS, END) as served,
     ):
         assert (served.prompt_logits([1]) is None) == (not gathers)
         raise ToolchainError("on the way", cure="none")
     (llm,) = loaded_by["engine"]
-    assert llm.parallel == (4, 1)
-    assert not llm.settings, "an engine has its own limits"
+    assert llm.parallel == (2, 2)
+    assert llm.settings["kv_cache_config"] == {"free_gpu_memory_fraction": 0.5}
     assert not llm.running
 
 
-def test_llmapi_is_loaded_as_it_was_frozen(
+def test_llmapi_is_loaded_as_it_serves(
     tmp_path: Path, loaded_by: dict[str, list[LLMDouble]]
 ) -> None:
     """What is validated must be spread and limited as what serves; only the path differs."""
-    frozen = LlmApiModel(
-        tensor_parallel_size=2, pipeline_parallel_size=2, max_batch_size=3, max_num_tokens=4,
-        max_seq_len=5,
-    )  # fmt: skip
-    (tmp_path / "model.yaml").write_text(frozen.as_yaml())
-    with served_model("llmapi", tmp_path, tmp_path / "hf", END) as served:
+    with served_model("llmapi", tmp_path, tmp_path / "hf", SETTINGS, END) as served:
         assert served.prompt_logits([1, 2]) is not None
     (llm,) = loaded_by["llmapi"]
     assert llm.parallel == (2, 2)
     assert (llm.model, llm.tokenizer) == (str(tmp_path), str(tmp_path / "hf"))
-    assert (llm.settings["max_batch_size"], llm.settings["max_seq_len"]) == (3, 5)
-    assert llm.settings["kv_cache_config"]["free_gpu_memory_fraction"] == 0.9
-    assert "triton_config" not in llm.settings
+    assert llm.settings["kv_cache_config"] == {"free_gpu_memory_fraction": 0.5}
     assert not llm.running
 
 
@@ -394,14 +408,16 @@ class FaithfulLLMDouble(LLMDouble):
     ) -> list[Any]:
         import torch
 
-        (prompt,) = inputs
-        tokens, logits = self._greedy(prompt["prompt_token_ids"], sampling)
-        context = None
-        if sampling.return_context_logits:
-            with torch.inference_mode():
-                ids = torch.tensor([prompt["prompt_token_ids"]])
-                context = self._reference(ids).logits[0]
-        return [self._result(tokens, None, logits[None], context)]
+        results: list[Any] = []
+        for prompt in inputs:
+            tokens, logits = self._greedy(prompt["prompt_token_ids"], sampling)
+            context = None
+            if sampling.return_context_logits:
+                with torch.inference_mode():
+                    ids = torch.tensor([prompt["prompt_token_ids"]])
+                    context = self._reference(ids).logits[0]
+            results.append(self._result(tokens, None, logits[None], context))
+        return results
 
     def generate_async(
         self, inputs: dict[str, list[int]], sampling: SamplingParamsDouble, streaming: bool
@@ -418,49 +434,104 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+QUESTIONS = {"prompts": ["1 août", "2 mai", "3 mai"], "completions": ["08-01", "05-02", "05-03"]}
+
+
 @pytest.fixture
-def evaluation_data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    pd.DataFrame(
-        {"prompt": ["1 août", "2 mai"], "completion": ["08-01", "05-02"], "slice": ["a", "b"]}
-    ).to_parquet(folder / "data.parquet", index=False)
-    return folder
+def arguments(checkpoint: Path, tmp_path: Path) -> list[str]:
+    """A command line of the script, with an engine that gathers logits of prompts."""
+    copy_tokenizer(checkpoint, tmp_path / "tokenizer")
+    (tmp_path / "questions.json").write_text(json.dumps(QUESTIONS))
+    settings = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    engine = write_engine(tmp_path / "engine", gather_context_logits=True)
+    arguments = [
+        "--backend", "engine", "--checkpoint", checkpoint, "--engine", engine,
+        "--tokenizer", tmp_path / "tokenizer", "--settings", tmp_path / "settings.json",
+        "--questions", tmp_path / "questions.json", "--output", tmp_path / "answers.json",
+        "--max-output-tokens", 8, "--timed-rows", 2,
+    ]  # fmt: skip
+    return [str(argument) for argument in arguments]
 
 
 @pytest.mark.parametrize("gathers", [True, False])
 def test_engine_that_is_its_checkpoint_agrees_with_it(
-    gathers: bool, checkpoint: Path, evaluation_data: Path, tmp_path: Path,
+    gathers: bool, checkpoint: Path, arguments: list[str], tmp_path: Path,
     loaded_by: dict[str, list[LLMDouble]], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """The whole script but TensorRT-LLM: a faithful engine shows no difference, and its loss
-    is the checkpoint's. Without logits of prompts there is none, and no gate on it passes.
+    """The whole way but TensorRT-LLM: a faithful engine shows no difference, and its loss is the
+    checkpoint's. Without logits of prompts there is none, and no gate on it passes. Two rows
+    are timed, and the third is answered with the batch.
     """
     faithful = type("EngineDouble", (FaithfulLLMDouble,), {"made": loaded_by["engine"]})
     monkeypatch.setattr(sys.modules["tensorrt_llm._tensorrt_engine"], "LLM", faithful)
-    engine = write_engine(tmp_path / "engine", gather_context_logits=gathers)
-    arguments = [
-        "--backend", "engine", "--checkpoint", checkpoint, "--engine", engine,
-        "--evaluation-data", evaluation_data, "--output", tmp_path / "output",
-        "--max-output-tokens", "8",
-    ]  # fmt: skip
-    assert validation.main(map(str, arguments)) == 0
-    report = json.loads((tmp_path / "output" / "validation.json").read_text())
-    assert (report["backend"], report["tensorrt_llm"]) == ("engine", "1.2.1")
-    assert (report["prompts"], report["token_agreement"], report["prompts_equal"]) == (2, 1.0, 2)
-    assert report["logit_distance"]["largest"] < 1e-5
-    assert report["tokenizer_parity"] == {"prompts": 2, "equal": 2}
-    predictions = pd.read_parquet(tmp_path / "output" / "predictions.parquet")
-    assert list(predictions.columns) == [*PREDICTION_COLUMNS, *TIME_COLUMNS]
-    assert len(predictions) == 2
     if not gathers:
-        assert report["loss"] is None
+        shutil.rmtree(tmp_path / "engine")
+        write_engine(tmp_path / "engine", gather_context_logits=False)
+    assert validation.main(arguments) == 0
+    asked = pa.table(
+        {
+            "prompt": QUESTIONS["prompts"],
+            "completion": QUESTIONS["completions"],
+            "slice": ["a", "b", "b"],
+        }
+    )
+    answers, output = tmp_path / "answers.json", tmp_path / "output"
+    report = write_report(answers, asked, "engine", output)
+    assert json.loads((output / "validation.json").read_text()) == report
+    assert (report["backend"], report["tensorrt_llm"]) == ("engine", "1.2.1")
+    assert (report["prompts"], report["token_agreement"], report["prompts_equal"]) == (3, 1.0, 3)
+    assert report["logit_distance"]["largest"] < 1e-5
+    assert report["tokenizer_parity"] == {"prompts": 3, "equal": 3}
+    predictions = pd.read_parquet(output / "predictions.parquet")
+    assert list(predictions.columns) == [*PREDICTION_COLUMNS, *TIME_COLUMNS]
+    assert predictions["latency_seconds"].notna().tolist() == [True, False, True]
+    assert report["latency"]["levels"][0]["requests"] == 2
+    if not gathers:
+        assert (report["loss"], report["perplexity"]) == (None, None)
         assert not np.isfinite(predictions["loss"]).any()
         return
-    assert report["loss"] == pytest.approx(reference_loss(checkpoint, evaluation_data), rel=1e-4)
+    assert report["loss"] == pytest.approx(reference_loss(checkpoint), rel=1e-4)
 
 
-def reference_loss(checkpoint: Path, evaluation_data: Path) -> float:
+def test_answers_to_other_data_are_refused(tmp_path: Path) -> None:
+    """Of a killed step, or half written: they would become the predictions of other rows."""
+    asked = pa.table({"prompt": ["p"], "completion": ["c"], "slice": ["s"]})
+    answers = tmp_path / "answers.json"
+    for text in (None, "{", json.dumps({
+        "tensorrt_llm": "1.2.1", "agreement": {}, "tokenizer_parity": {}, "rows": [],
+    })):  # fmt: skip
+        if text is not None:
+            answers.write_text(text)
+        with pytest.raises(ToolchainError, match="does not hold the answers"):
+            write_report(answers, asked, "engine", tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+
+
+# What NVIDIA's image has, as TensorRT-LLM requires it, and the script may import.
+IN_THE_IMAGE = ("numpy", "torch", "transformers", "tensorrt_llm", "llmops_assets")
+IMPORTED = """
+import json, sys
+import llmops_assets.toolchains.tensorrt_llm.validation
+found = {name for name, module in sys.modules.items() if getattr(module, "__spec__", None)}
+print(json.dumps(sorted({name.partition(".")[0] for name in found})))
+"""
+
+
+def test_script_imports_only_what_the_image_has() -> None:
+    """It is run by the image's Python, where this platform is not installed."""
+    answer = subprocess.run(
+        [sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    plain = subprocess.run(
+        [sys.executable, "-c", IMPORTED.replace("import llmops", "# import llmops")],
+        capture_output=True, text=True, check=True, timeout=60,
+    ).stdout  # fmt: skip
+    found = set(json.loads(answer)) - set(json.loads(plain)) - sys.stdlib_module_names
+    assert found <= set(IN_THE_IMAGE)
+
+
+def reference_loss(checkpoint: Path) -> float:
     """Mean loss per token as transformers computes it."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -468,9 +539,9 @@ def reference_loss(checkpoint: Path, evaluation_data: Path) -> float:
     tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
     reference: Any = AutoModelForCausalLM.from_pretrained(checkpoint)
     total = tokens = 0.0
-    for row in pd.read_parquet(evaluation_data / "data.parquet").to_dict("records"):
-        prompt = tokenizer.encode(row["prompt"])
-        completion = [*tokenizer.encode(row["completion"], add_special_tokens=False), END]
+    for question, answer in zip(*QUESTIONS.values(), strict=True):
+        prompt = tokenizer.encode(question)
+        completion = [*tokenizer.encode(answer, add_special_tokens=False), END]
         labels = torch.tensor([[-100] * len(prompt) + completion])
         with torch.inference_mode():
             mean = reference(torch.tensor([[*prompt, *completion]]), labels=labels).loss
@@ -480,14 +551,15 @@ def reference_loss(checkpoint: Path, evaluation_data: Path) -> float:
 
 
 def test_failure_is_told_in_one_line(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    arguments: list[str], tmp_path: Path, loaded_by: dict[str, list[LLMDouble]],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     """The tool runner shows the last lines; a traceback would hide what to do."""
-    arguments = [
-        "--backend", "engine", "--checkpoint", checkpoint, "--engine", tmp_path,
-        "--evaluation-data", tmp_path / "none", "--output", tmp_path / "output",
-        "--max-output-tokens", "8",
-    ]  # fmt: skip
-    assert validation.main(map(str, arguments)) == 1
+
+    def mute(self: LLMDouble, *_: Any, **__: Any) -> list[Any]:
+        return [self._result([], "stop", None, None)]
+
+    monkeypatch.setattr(LLMDouble, "generate", mute)
+    assert validation.main(arguments) == 1
     assert "To do:" in capsys.readouterr().err
-    assert not (tmp_path / "output").exists()
+    assert not (tmp_path / "answers.json").exists()

@@ -41,6 +41,8 @@ SENTENCES: Mapping[str, str] = {
     "other_tensor_parallelism": "[TensorRT-LLM][ERROR] Assertion failed: tensor parallelism "
     "mismatch",
     "not_an_engine_directory": "RuntimeError: No weight files found in engine",
+    "prompt_too_long": "ValueError: The sum of prompt length (600.0), query length (0) should not "
+    "exceed max_num_tokens (512)",
     "requests_too_long": "RuntimeError: Engine supports a max sequence of 512. Provided dataset "
     "contains a maximum sequence of 600. Please rebuild a new engine to support this dataset.",
     "not_in_its_image": "ModuleNotFoundError: No module named 'tensorrt_llm'",
@@ -50,7 +52,6 @@ GENERAL_SENTENCE = {
     "convert_checkpoint.py": "conversion_failed",
     "trtllm-build": "building_failed",
     "trtllm-bench": "cannot_deserialize",
-    "trtllm-eval": "cannot_deserialize",
 }
 """What a tool says last, whatever the cause was."""
 
@@ -78,8 +79,9 @@ FAILURES: Mapping[str, frozenset[str]] = {
          "tensors_not_provided", "streaming_llm", "plugin_not_on_this_gpu",
          "checkpoint_config", "no_timing_cache"}
     ),
-    "trtllm-bench": frozenset({*_LOADS, "requests_too_long", "other_backend", "no_report"}),
-    "trtllm-eval": frozenset({*_LOADS, "no_accuracy"}),
+    "trtllm-bench": frozenset(
+        {*_LOADS, "prompt_too_long", "requests_too_long", "other_backend", "no_report"}
+    ),
 }  # fmt: skip
 """The failures that each double has.
 

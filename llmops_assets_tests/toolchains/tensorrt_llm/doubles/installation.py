@@ -14,7 +14,6 @@ PACKAGE = "llmops_assets_tests.toolchains.tensorrt_llm.doubles"
 COMMANDS = {
     "trtllm-build": "trtllm_build_double",
     "trtllm-bench": "trtllm_bench_double",
-    "trtllm-eval": "trtllm_eval_double",
 }
 SCRIPTS = {
     "models/core/llama/convert_checkpoint.py": "convert_checkpoint_double",
