@@ -65,12 +65,22 @@ class Platform:
 
     @cached_property
     def registry(self) -> ModelRegistry:
-        from llmops_assets.develop.registry import MLflowRegistry
+        from llmops_assets.develop.registry import MLflowRegistry, custom_registry
+
+        if self.settings.registry != "mlflow":
+            return custom_registry(self.settings)
+        return MLflowRegistry(self.mlflow_url, self.settings.http_timeout_seconds)
+
+    @property
+    def mlflow_url(self) -> str:
+        """Where MLflow keeps the versions that specs take weights from.
+
+        Raises:
+            StackError: the local stack was never started.
+        """
         from llmops_assets.local.stack import endpoints
 
-        return MLflowRegistry(
-            endpoints(self.settings).mlflow_url, self.settings.http_timeout_seconds
-        )
+        return endpoints(self.settings).mlflow_url
 
     @property
     def gateway_url(self) -> str:
@@ -125,8 +135,19 @@ class Platform:
         return frozen_spec(ArtifactHandle(self.columns.get(release, "model_spec"), self.store))
 
     def repository(self, release: str) -> Path:
-        """Folder that the release's tasks, code and data are relative to."""
-        return self.settings.models.parent
+        """Folder that the release's tasks, code and data are relative to.
+
+        Of a release that was asked for at a commit it is read-only and holds that commit.
+
+        Raises:
+            SpecError: the commit is in no repository any more.
+            TriggerError: it is not here, and LLMOPS_GIT_REPOSITORY does not answer.
+        """
+        from llmops_assets.develop.freezing import frozen_source, repository_of
+
+        if self.columns.find(release, "model_spec") is None:
+            return self.settings.models.parent
+        return repository_of(self.settings, frozen_source(self, release))
 
     def require(
         self, release: str, gates: Iterable[Gate], column: Mapping[str, ArtifactHandle]

@@ -32,10 +32,16 @@ from llmops_assets.compliance.model_card import ModelCard
 from llmops_assets.errors import SpecError
 from llmops_assets.release import MODEL_NAME
 from llmops_assets.toolchains.tensorrt_llm.combinations import refusals
+from llmops_assets.toolchains.tensorrt_llm.containers import PINNED_IMAGE, PINNED_TENSORRT_LLM
 from llmops_assets.toolchains.tensorrt_llm.families import FamilyName
 from llmops_assets.toolchains.tensorrt_llm.flags import DType
 from llmops_assets.toolchains.tensorrt_llm.gpus import GPUName
 from llmops_assets.toolchains.tensorrt_llm.quantizations import KeyValueType, Quantization
+from llmops_assets.toolchains.tensorrt_llm.templates import INNER_MODELS
+
+_CLoader: Any = getattr(yaml, "CSafeLoader", None)
+"""The loader on libyaml; None where PyYAML was built without it."""
+C_LOADER_INDICATORS = 5000
 
 Ratio = Annotated[float, Field(ge=0)]
 """A share of 1. Thresholds above 1 are allowed: they are one way to say "never"."""
@@ -279,12 +285,12 @@ class TensorRTLLMEngine(Section):
         "Hugging Face checkpoint as it is; the only one from 1.3 on.",
     )
     version: str = Field(
-        default="1.2.1",
-        pattern=r"^\d+\.\d+\.\d+((a|b|rc|\.post)\d+)?$",
+        default=PINNED_TENSORRT_LLM,
+        pattern=r"^\d+\.\d+\.\d+(\.\d+)?((a|b|rc|\.post)\d+)?$",
         description="Of TensorRT-LLM, in the image.",
     )
     image: str = Field(
-        default="nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3",
+        default=PINNED_IMAGE,
         pattern=r"^[^\s@]+:[^\s@:/]+(@sha256:[0-9a-f]{64})?$",
         description="That builds and that serves: an engine runs with the versions that built "
         "it. With a digest it cannot change.",
@@ -303,6 +309,12 @@ class TensorRTLLMEngine(Section):
         default=False, description="Read a long prompt in several steps, between other requests."
     )
     scheduler: Literal["guaranteed_no_evict", "max_utilization"] = "guaranteed_no_evict"
+    max_queue_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Requests that may wait in a server, others are refused; for backend "
+        "engine. Unset: no limit.",
+    )
     plugins: EnginePlugins | None = Field(
         default=None, description="For backend engine; unset: the defaults."
     )
@@ -680,6 +692,13 @@ class ModelSpec(Section):
         if isinstance(self.engine, TensorRTLLMEngine):
             for place, message in refusals(self.engine):
                 yield ("engine", *place), message
+            if self.engine.backend == "engine" and self.name in INNER_MODELS:
+                yield ("name",), "is a model of every engine's package; choose another"
+            if self.engine.backend == "llmapi" and self.gates.latency.generator == "aiperf":
+                yield (
+                    ("gates", "latency", "generator"),
+                    "AIPerf cannot count the tokens of llmapi's streams; take built_in",
+                )
             yield from self._beyond(self.engine.limits)
             yield from self._not_measured(self.engine)
 
@@ -811,40 +830,76 @@ def parse_spec(text: str, source: str, expected_name: str | None = None) -> Mode
         SpecError: naming the line of every mistake.
     """
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
+        content, duplicates = _read_yaml(text)
     except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
         raise SpecError(
             f"{source} is not valid YAML", found=error, cure="mend the line it names"
         ) from error
-    if not isinstance(root, yaml.MappingNode):
+    except RecursionError as error:
+        raise SpecError(
+            f"{source} is not a model spec",
+            expected="a mapping with name, use_case, weights, …",
+            found="sections that are nested too deep to be read",
+            cure="start from models/date-normalizer.yaml",
+        ) from error
+    if not isinstance(content, dict):
         raise SpecError(
             f"{source} is not a model spec",
             expected="a mapping with name, use_case, weights, …",
             found=type(content).__name__,
             cure="start from models/date-normalizer.yaml",
         )
-    mistakes = [
-        f"line {line}: {key!r} is given twice; keep one" for key, line in _duplicate_keys(root)
-    ]
+    misnamed: str | None = None
+    misplaced: list[tuple[tuple[str | int, ...], str]] = []
     try:
         spec = ModelSpec.model_validate(content)
     except ValidationError as error:
-        mistakes += [_mistake(root, detail["loc"], detail["msg"]) for detail in error.errors()]
+        misplaced += [(detail["loc"], detail["msg"]) for detail in error.errors()]
     else:
+        misplaced += spec.inconsistencies()
         if expected_name is not None and spec.name != expected_name:
-            mistakes.append(
-                f"line {_line_of(root, ('name',))}: name is {spec.name!r}, but the file is named "
-                f"{expected_name!r}; make them equal"
-            )
-        mistakes += [_mistake(root, place, message) for place, message in spec.inconsistencies()]
-        if not mistakes:
+            misnamed = spec.name
+        if not (duplicates or misplaced or misnamed):
             return spec
+    # A tree of its own: making values of one puts what is merged with `<<` among the keys.
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert root is not None  # it is a mapping
+    mistakes = [f"line {line}: {key!r} is given twice; keep one" for key, line in duplicates]
+    if misnamed is not None:
+        mistakes.append(
+            f"line {_line_of(root, ('name',))}: name is {misnamed!r}, but the file is named "
+            f"{expected_name!r}; make them equal"
+        )
+    mistakes += [_mistake(root, place, message) for place, message in misplaced]
     raise SpecError(
         f"{source} is not a valid model spec",
         found="; ".join(mistakes),
         cure=f"mend these lines, then run `llmops spec validate {source}`",
     )
+
+
+def _read_yaml(text: str) -> tuple[Any, list[tuple[str, int]]]:
+    """A text's values, and the keys that are given twice with their lines."""
+    # libyaml's composer is many times faster. It recurses without a limit, though, so that
+    # a text nested deep enough would end the process; each level needs one of these.
+    if _CLoader is not None and sum(map(text.count, "[{-?:")) <= C_LOADER_INDICATORS:
+        try:
+            return _load(_CLoader(text))
+        except yaml.YAMLError:
+            pass  # the other loader's message shows the line itself
+    return _load(yaml.SafeLoader(text))
+
+
+def _load(loader: Any) -> tuple[Any, list[tuple[str, int]]]:
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None, []
+        # Before values are made, which changes the tree where it merges with `<<`.
+        duplicates = _duplicate_keys(root)
+        return loader.construct_document(root), duplicates
+    finally:
+        loader.dispose()
 
 
 def canonical(section: BaseModel) -> Any:
@@ -902,9 +957,10 @@ def _duplicate_keys(root: yaml.Node) -> list[tuple[str, int]]:
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
             for key, value in node.value:
-                if key.value in seen:
-                    found.append((key.value, key.start_mark.line + 1))
-                seen.add(key.value)
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in seen:
+                        found.append((key.value, key.start_mark.line + 1))
+                    seen.add(key.value)
                 queue.append(value)
         elif isinstance(node, yaml.SequenceNode):
             queue += node.value

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -53,6 +53,10 @@ OFFLINE = {
     "PYTHONUNBUFFERED": "1",
 }
 
+# Shorter values, such as 1 or true, are no secrets, and would take the log's words apart.
+SHORTEST_SECRET = 8
+HIDDEN = b"***"
+
 Progress = Mapping[str, Any]
 
 
@@ -79,7 +83,13 @@ class ToolRunner:
     on_line: Callable[[str], None] | None = None
 
     def run(
-        self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        folder: Path | None = None,
+        secrets: Collection[str] = (),
     ) -> ToolRun:
         """Runs one command in `work`; see `run_tool`."""
         return run_tool(
@@ -92,6 +102,8 @@ class ToolRunner:
             niceness=self.niceness,
             on_progress=self.on_progress,
             on_line=self.on_line,
+            folder=folder,
+            secrets=secrets,
         )
 
 
@@ -116,19 +128,24 @@ def run_tool(
     niceness: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
     on_line: Callable[[str], None] | None = None,
+    folder: Path | None = None,
+    secrets: Collection[str] = (),
 ) -> ToolRun:
     """Runs `command` in `work` until it ends; nothing it started survives.
 
     Args:
         name: what people call the tool; used in errors.
         command: argument list; no shell is involved.
-        work: working directory, locked exclusively while the tool runs.
+        work: folder of the tool's own, locked exclusively while it runs.
         log: file that standard output and error are appended to.
         timeout_seconds: after this SIGTERM is sent, then SIGKILL.
         environment: added to the few inherited variables.
         niceness: added to this process's own.
         on_progress: receives what the tool passed to `report_progress`.
         on_line: receives every other line of output.
+        folder: working directory; unset: `work`.
+        secrets: values that are taken out of the output before anybody sees it, if they
+            are not too short to be secrets.
 
     Raises:
         ToolError: the tool could not start, failed, or ran out of time, or another
@@ -153,7 +170,7 @@ def run_tool(
                     "--",
                     *command,
                 ],
-                cwd=work,
+                cwd=folder or work,
                 env=_tool_environment(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -163,7 +180,13 @@ def run_tool(
             )
             try:
                 timed_out = not _follow(
-                    guard, log_file, started + timeout_seconds, tail, on_progress, on_line
+                    guard,
+                    log_file,
+                    started + timeout_seconds,
+                    tail,
+                    on_progress,
+                    on_line,
+                    _Censor(secrets),
                 )
             finally:
                 _end(guard)
@@ -223,6 +246,7 @@ def _follow(
     tail: deque[str],
     on_progress: Callable[[Progress], None] | None,
     on_line: Callable[[str], None] | None,
+    censor: _Censor,
 ) -> bool:
     """Copies output until the tool closes it. Returns False when time ran out first."""
     assert guard.stdout is not None
@@ -233,17 +257,47 @@ def _follow(
             if not selector.select(timeout=remaining):
                 return False
             chunk = os.read(guard.stdout.fileno(), 65536)
+            shown = censor.show(chunk) if chunk else censor.rest()
+            log.write(shown)
+            log.flush()
+            # Progress bars redraw their line with a carriage return.
+            *lines, pending = (pending + shown).replace(b"\r", b"\n").split(b"\n")
+            for line in lines:
+                _tell(line, tail, on_progress, on_line)
             if not chunk:
                 _tell(pending, tail, on_progress, on_line)
                 guard.wait(timeout=max(remaining, 1.0))
                 return True
-            log.write(chunk)
-            log.flush()
-            # Progress bars redraw their line with a carriage return.
-            *lines, pending = (pending + chunk).replace(b"\r", b"\n").split(b"\n")
-            for line in lines:
-                _tell(line, tail, on_progress, on_line)
     return False
+
+
+class _Censor:
+    """Takes values out of a stream, also where a read cuts one in two."""
+
+    def __init__(self, secrets: Collection[str]) -> None:
+        values = {secret.encode() for secret in secrets if len(secret) >= SHORTEST_SECRET}
+        # Of two values of which one holds the other, the longer one.
+        self._secrets = sorted(values, key=len, reverse=True)
+        self._held = b""
+
+    def show(self, chunk: bytes) -> bytes:
+        """What may be seen of the stream so far; the start of a value is held back."""
+        text = self._held + chunk
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        held = max((_overlap(text, secret) for secret in self._secrets), default=0)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+    def rest(self) -> bytes:
+        """What is still held back, at the stream's end."""
+        return self._held
+
+
+def _overlap(text: bytes, secret: bytes) -> int:
+    """How many bytes at the end of a text are the start of a secret."""
+    longest = min(len(secret) - 1, len(text))
+    return next((length for length in range(longest, 0, -1) if text.endswith(secret[:length])), 0)
 
 
 def _tell(

@@ -2,7 +2,9 @@
 
 import getpass
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,19 @@ from typing import Any
 import dagster as dg
 
 from llmops_assets import compliance
-from llmops_assets.develop import specs
+from llmops_assets.develop import branch, pushes, weights
 from llmops_assets.develop.baseline import evaluation_action, serving_baseline
+from llmops_assets.develop.data_action import Split, data_action
+from llmops_assets.develop.freezing import spec_to_freeze, taken_over
 from llmops_assets.develop.harness_tasks import (
     hold_tasks_still,
     task_digests,
     tool_arguments,
 )
 from llmops_assets.develop.registry import LossPoint
+from llmops_assets.develop.retraining import unchanged_since
 from llmops_assets.develop.sources import find_source, hold_still
+from llmops_assets.develop.specs import SOURCE_FILE
 from llmops_assets.evidence.gates import CHECKPOINT_SAFE, DATA_COMPLIANCE, DEVELOPED, LEAKAGE
 from llmops_assets.explained import explained
 from llmops_assets.partitions import RELEASES
@@ -26,29 +32,46 @@ from llmops_assets.platform import SPEC_FILE, Platform, frozen_spec
 from llmops_assets.policy import check_floors
 from llmops_assets.release import Release
 from llmops_assets.reporting import materialized, produce
-from llmops_assets.spec import DataFiles, ImportedWeights, canonical
+from llmops_assets.spec import (
+    CommandWeights,
+    DataFiles,
+    HuggingFaceWeights,
+    ImportedWeights,
+    MLflowWeights,
+    ModelSpec,
+    TrainedWeights,
+    canonical,
+)
 from llmops_assets.storage.artifacts import ArtifactHandle
-from llmops_assets.storage.columns import Action, Workshop
-from llmops_assets.storage.store import content_digest
-from llmops_assets.tools import module_command
+from llmops_assets.storage.columns import Action, Result, Workshop
+from llmops_assets.tools import ToolRunner, module_command
+from llmops_assets.triggers.requests import REQUESTED_BY_TAG
 from llmops_assets.versions import source_version, versions_of
 
 GROUP = "develop"
 OWNERS = ["team:data-science"]
 HEAVY_POOL = "heavy_compute"
 """Pool of the steps that use all cores; one at a time on one machine."""
-
-DATA_MEDIA_TYPE = "application/vnd.llmops.data.v1"
-CHECKPOINT_MEDIA_TYPE = "application/vnd.llmops.checkpoint.huggingface.v1"
+# Models wear out in months. It is about the newest evaluation of any model: that none was
+# made at all says that schedules, pushes and registrations have all ceased.
+EVALUATION_FRESHNESS = dg.FreshnessPolicy.time_window(
+    fail_window=timedelta(days=35), warn_window=timedelta(days=31)
+)
+SKIPPED_TAG = "llmops/skipped"
+"""Why a run made no release; on the run of a schedule that found nothing new."""
 
 
 class ModelSpecConfig(dg.Config):
-    """Which spec to freeze."""
+    """Which spec to freeze, and whether to go on at all."""
 
     commit: str | None = None
     """A git revision of the repository of specs; unset: the file as it is now."""
     derived_from: str | None = None
-    """The release that this one changes; unset: the model's newest before it."""
+    """The release that this one changes; unset: `spec_of`, or the model's newest before it."""
+    spec_of: str | None = None
+    """A release whose frozen spec is taken in place of a file."""
+    unless_unchanged: bool = False
+    """Make no release if data and code are those that the newest one learned from."""
 
 
 @dg.asset(
@@ -56,52 +79,29 @@ class ModelSpecConfig(dg.Config):
     group_name=GROUP,
     owners=OWNERS,
     kinds={"yaml", "git"},
-    code_version="1",
+    code_version="2",
+    # A release that has nothing new to learn yields none; the rest of the run is skipped.
+    output_required=False,
 )
-@explained()
 def model_spec(
     context: dg.AssetExecutionContext, config: ModelSpecConfig, platform: dg.ResourceParam[Platform]
-) -> dg.MaterializeResult[ArtifactHandle]:
+) -> Iterator[dg.MaterializeResult[ArtifactHandle]]:
     """The model's spec, frozen as it stands at its commit. It never changes within a release."""
     release = Release.parse(context.partition_key)
-    # A release that is named after a commit holds what stands there.
-    commit = config.commit or release.commit
-    spec, source = specs.load(platform.settings.models, release.model, commit)
-    check_floors(spec, platform.policy.floors)
-    earlier = [key for key in platform.columns.releases(release.model) if key != release.key]
-    parent = config.derived_from or (earlier[-1] if earlier else None)
-
-    def freeze(workshop: Workshop) -> Mapping[str, Any]:
-        workshop.output.mkdir(parents=True)
-        content = json.dumps(canonical(spec), indent=2, ensure_ascii=False)
-        (workshop.output / SPEC_FILE).write_text(content + "\n", encoding="utf-8")
-        (workshop.output / "source.json").write_text(source.model_dump_json(indent=2) + "\n")
-        return {
-            "use_case": spec.use_case,
-            "owner": spec.owner,
-            "source": source.model_dump(mode="json"),
-            "derived_from": parent or "nothing: the first release of this model",
-            "requested_by": context.run.tags.get("llmops/requested_by", getpass.getuser()),
-        }
-
-    action = Action(
-        asset="model_spec",
-        media_type="application/vnd.llmops.spec.v1",
-        # The key is part of the action: who asked for a release is the release's own.
-        parameters={
-            "release": release.key,
-            "spec": canonical(spec),
-            "source": source.model_dump(),
-        },
-    )
-    result = produce(context, platform, action, freeze)
-    if result.action != action.digest:
-        context.log.warning(
-            "the spec's file has changed since this release froze it; the release keeps what "
-            f"it froze. For the new one: `llmops release {release.model}`"
-        )
-    platform.columns.enlist(release.model, release.key)
-    return materialized(platform, result)
+    with explained():
+        result = platform.columns.published(release.key, "model_spec")
+        if result is None:
+            result = _freeze(context, config, platform, release)
+        else:
+            # Its commit or file may be gone by now, or be another.
+            context.log.info(
+                "this release keeps the spec that it froze before. For the spec as it is now: "
+                f"`llmops release {release.model}`"
+            )
+        if result is None:
+            return
+        platform.columns.enlist(release.model, release.key)
+        yield materialized(platform, result)
 
 
 @dg.asset(partitions_def=RELEASES, group_name=GROUP, owners=OWNERS, kinds={"parquet"})
@@ -182,68 +182,60 @@ def checkpoint(
     platform: dg.ResourceParam[Platform],
 ) -> dg.MaterializeResult[ArtifactHandle]:
     """The weights: a Hugging Face directory with safetensors only, trained or imported."""
-    from llmops_assets.develop.checkpoints import import_checkpoint
-    from llmops_assets.develop.history import loss_curve, read_history
-
     release = context.partition_key
     spec = frozen_spec(model_spec)
-    if isinstance(spec.weights, ImportedWeights):
-        if (published := platform.columns.published(release, "checkpoint")) is not None:
-            # The source may be gone by now; the release has its own copy.
-            return materialized(platform, published)
-        source = find_source(platform.settings, spec.weights.path)
-        content = content_digest(source)
+    trained = isinstance(spec.weights, TrainedWeights | CommandWeights)
+    if trained:
+        # Launched alone, no blocking check is in the way of training on such data.
+        platform.require(release, [LEAKAGE, DATA_COMPLIANCE], platform.column(release))
+    # Once published, the source may change or go: the release has its own copy.
+    result = platform.columns.published(release, "checkpoint")
+    result = result or taken_over(platform, release, "checkpoint")
+    if result is None:
+        step = _checkpoint_step(context, platform, spec, training_data)
+        result = produce(context, platform, step.action, step.make)
+        if step.fetched is not None:
+            shutil.rmtree(step.fetched, ignore_errors=True)
+    extra: dict[str, Any] = {}
+    history = weights.training_history(ArtifactHandle(result, platform.store).path)
+    if trained and history is not None:
+        from llmops_assets.develop.history import loss_curve
 
-        def bring_in(workshop: Workshop) -> Mapping[str, Any]:
-            import_checkpoint(source, workshop.output)
-            hold_still(workshop.output, content)
-            return {"imported_from": str(source)}
-
-        action = Action(
-            asset="checkpoint",
-            media_type=CHECKPOINT_MEDIA_TYPE,
-            parameters={"content": content},
-            versions={"import": "1"},
+        page = platform.registry.log_training(
+            spec.name, release, canonical(spec.weights), [LossPoint(*point) for point in history]
         )
-        return materialized(platform, produce(context, platform, action, bring_in))
+        extra = {
+            "loss": dg.MetadataValue.md(loss_curve(history)),
+            "mlflow": dg.MetadataValue.url(page),
+        }
+    return materialized(platform, result, extra)
 
-    # Launched alone, no blocking check is in the way of training on such data.
-    platform.require(release, [LEAKAGE, DATA_COMPLIANCE], platform.column(release))
-    max_tokens = spec.constraints.max_input_tokens + spec.constraints.max_output_tokens
 
-    def train(workshop: Workshop) -> Mapping[str, Any]:
-        tools = platform.tools(release, "checkpoint", workshop, context.log.info)
-        run = tools.run(
-            "training",
-            module_command(
-                "llmops_assets.develop.train",
-                "--training-data", training_data.path,
-                "--parameters", json.dumps(canonical(spec.weights)),
-                "--max-tokens", str(max_tokens),
-                "--output", workshop.output,
-                "--work", workshop.scratch / "resume",
-                "--threads", str(platform.settings.threads),
-            ),
-        )  # fmt: skip
-        return {"training_seconds": run.seconds, "final_loss": read_history(workshop.output)[-1][1]}
+def _checkpoint_step(
+    context: dg.AssetExecutionContext,
+    platform: Platform,
+    spec: ModelSpec,
+    training_data: ArtifactHandle,
+) -> weights.Step:
+    release = context.partition_key
+    repository = platform.repository(release)
 
-    action = Action(
-        asset="checkpoint",
-        media_type=CHECKPOINT_MEDIA_TYPE,
-        inputs={"training_data": training_data.digest},
-        parameters={"weights": canonical(spec.weights), "max_tokens": max_tokens},
-        versions={"train": "1", **versions_of("torch", "transformers", "tokenizers")},
-    )
-    result = produce(context, platform, action, train)
-    history = read_history(ArtifactHandle(result, platform.store).path)
-    page = platform.registry.log_training(
-        spec.name, release, canonical(spec.weights), [LossPoint(*point) for point in history]
-    )
-    return materialized(
-        platform,
-        result,
-        {"loss": dg.MetadataValue.md(loss_curve(history)), "mlflow": dg.MetadataValue.url(page)},
-    )
+    def tools(workshop: Workshop) -> ToolRunner:
+        return platform.tools(release, "checkpoint", workshop, context.log.info)
+
+    match spec.weights:
+        case TrainedWeights():
+            threads = platform.settings.threads
+            return weights.trained(spec, training_data, repository, tools, threads)
+        case CommandWeights() as source:
+            return weights.trained_by_command(spec, source, training_data, repository, tools)
+        case ImportedWeights() as source:
+            return weights.from_path(spec, source, platform.settings, repository)
+        case MLflowWeights() as source:
+            folder = platform.settings.work / f"fetched-{release}"
+            return weights.from_mlflow(spec, source, platform.mlflow_url, folder, tools)
+        case HuggingFaceWeights() as source:
+            return weights.from_huggingface(spec, source, tools)
 
 
 @dg.asset(
@@ -252,6 +244,7 @@ def checkpoint(
     owners=OWNERS,
     kinds={"pytorch", "parquet"},
     pool=HEAVY_POOL,
+    freshness_policy=EVALUATION_FRESHNESS,
 )
 @explained()
 def evaluation(
@@ -327,43 +320,132 @@ def registered_model(
     return materialized(platform, result, {"mlflow": dg.MetadataValue.url(page)})
 
 
+def _freeze(
+    context: dg.AssetExecutionContext,
+    config: ModelSpecConfig,
+    platform: Platform,
+    release: Release,
+) -> Result | None:
+    """Freezes the release's spec; None, and says so, if there is nothing new to learn."""
+    spec, source = spec_to_freeze(platform, release, config.commit, config.spec_of)
+    check_floors(spec, platform.policy.floors)
+    if config.unless_unchanged:
+        newest = unchanged_since(platform, spec, source)
+        if newest is not None:
+            reason = f"data and code are those that {newest} learned from"
+            context.log.info(f"{reason}; no release is made")
+            context.instance.add_run_tags(context.run.run_id, {SKIPPED_TAG: reason})
+            # Nobody finds anything below this key, and a schedule may make one an hour.
+            context.instance.delete_dynamic_partition(str(RELEASES.name), release.key)
+            return None
+    earlier = [key for key in platform.columns.releases(release.model) if key != release.key]
+    parent = config.derived_from or config.spec_of or (earlier[-1] if earlier else None)
+
+    def freeze(workshop: Workshop) -> Mapping[str, Any]:
+        workshop.output.mkdir(parents=True)
+        content = json.dumps(canonical(spec), indent=2, ensure_ascii=False)
+        (workshop.output / SPEC_FILE).write_text(content + "\n", encoding="utf-8")
+        (workshop.output / SOURCE_FILE).write_text(source.model_dump_json(indent=2) + "\n")
+        return {
+            "use_case": spec.use_case,
+            "owner": spec.owner,
+            "source": source.model_dump(mode="json"),
+            "derived_from": parent or "nothing: the first release of this model",
+            "requested_by": context.run.tags.get(REQUESTED_BY_TAG, getpass.getuser()),
+        }
+
+    action = Action(
+        asset="model_spec",
+        media_type="application/vnd.llmops.spec.v1",
+        # The key is part of the action: who asked for a release is the release's own.
+        parameters={
+            "release": release.key,
+            "spec": canonical(spec),
+            "source": source.model_dump(),
+        },
+    )
+    return produce(context, platform, action, freeze)
+
+
+class PushConfig(dg.Config):
+    """Which push to look at."""
+
+    commit: str | None = None
+    """The commit that was pushed; unset: the newest that was fetched."""
+    previous: str | None = None
+    """The commit that the branch was at before; unset: every spec counts as new."""
+
+
+@dg.asset(group_name=GROUP, owners=OWNERS, kinds={"yaml", "git"})
+@explained()
+def pushed_specs(config: PushConfig, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult:
+    """The specs on the branch after a push: what became of each, and what it asked for.
+
+    A deleted or renamed one is a proposal to retire what serves; nothing is deleted by it.
+    """
+    push = pushes.pushed(platform.settings, config.commit, config.previous)
+    rows = [
+        dg.TableRecord(
+            {
+                "file": change.file,
+                "model": change.model,
+                "what": change.what.value,
+                "release": str(pushes.release_of(change, push) or ""),
+                "detail": change.detail,
+                "proposal": pushes.proposal(platform, change),
+            }
+        )
+        for change in pushes.changes(platform, push)
+    ]
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(push.commit),
+        metadata={
+            "commit": push.commit,
+            "author": branch.author(platform.settings, push.commit),
+            "compared_with": push.old or (
+                "the newest releases" if push.since_releases else "nothing"
+            ),
+            "changes": dg.MetadataValue.table(rows)
+            if rows
+            else dg.MetadataValue.text("no spec changed"),
+        },
+    )  # fmt: skip
+
+
 def _data(
     context: dg.AssetExecutionContext,
     platform: Platform,
     model_spec: ArtifactHandle,
-    split: str,
+    split: Split,
 ) -> dg.MaterializeResult[ArtifactHandle]:
     data = frozen_spec(model_spec).data
     asset = f"{split}_data"
-    if (published := platform.columns.published(context.partition_key, asset)) is not None:
+    published = platform.columns.published(context.partition_key, asset)
+    published = published or taken_over(platform, context.partition_key, asset)
+    if published is not None:
         # The source may be gone by now; the release has its own copy.
         return materialized(platform, published)
+    repository = platform.repository(context.partition_key)
+    settings = canonical(data)
     file: Path | None = None
     if isinstance(data, DataFiles):
-        file = find_source(platform.settings, getattr(data, split))
-        parameters: dict[str, Any] = {"file": content_digest(file)}
-    else:
-        parameters = {"data": canonical(data)}
+        file = find_source(platform.settings, getattr(data, split), repository)
+        settings[split] = str(file)
+    action = data_action(data, split, file)
 
     def build(workshop: Workshop) -> Mapping[str, Any]:
         platform.tools(context.partition_key, asset, workshop, context.log.info).run(
             "building data",
             module_command(
                 "llmops_assets.develop.data",
-                "--data", json.dumps(canonical(data)),
+                "--data", json.dumps(settings),
                 "--split", split,
                 "--output", workshop.output,
-                "--root", platform.settings.models.parent,
+                "--root", repository,
             ),
         )  # fmt: skip
         if file is not None:
-            hold_still(file, parameters["file"])
+            hold_still(file, action.parameters["file"])
         return json.loads((workshop.output / "schema.json").read_text(encoding="utf-8"))
 
-    action = Action(
-        asset=asset,
-        media_type=DATA_MEDIA_TYPE,
-        parameters={**parameters, "split": split},
-        versions={"data": "1", **versions_of("babel", "pyarrow")},
-    )
     return materialized(platform, produce(context, platform, action, build))

@@ -7,11 +7,12 @@ problem, so a new way to smuggle code in has to be allowed before it can pass.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,6 +26,15 @@ CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+
+# What is taken from places that also hold other things: the same weights as pickles, the
+# environment of a training run, plots.
+PARTS = (
+    "*.safetensors", "*.safetensors.index.json", CONFIG_FILE, "generation_config.json",
+    TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.model", "*.tiktoken", "vocab.json", "vocab.txt", "merges.txt",
+    "chat_template.jinja", "chat_template.json", "README.md", "LICENSE*", "NOTICE*",
+)  # fmt: skip
 
 TEXT_SUFFIXES = {".txt", ".md", ".jinja", ".tiktoken"}
 TEXT_NAMES = {"LICENSE", "NOTICE", "USE_POLICY", ".gitattributes", ".gitignore"}
@@ -113,6 +123,11 @@ class Tensor:
         for length in self.shape:
             count *= length
         return count
+
+
+def parts(names: Iterable[str]) -> list[str]:
+    """Those of the names in a folder that belong to a checkpoint, in order."""
+    return sorted(name for name in names if any(fnmatch.fnmatchcase(name, part) for part in PARTS))
 
 
 def import_checkpoint(source: Path, output: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 import dagster as dg
 
 from llmops_assets.compliance.judgements import judge_data
+from llmops_assets.develop import pushes
 from llmops_assets.develop.baseline import evaluation_action, serving_baseline
 from llmops_assets.develop.judgements import (
     Results,
@@ -17,6 +18,7 @@ from llmops_assets.develop.judgements import (
 from llmops_assets.develop.metrics import latency
 from llmops_assets.develop.registration import judge_registered
 from llmops_assets.develop.specs import judge_complete
+from llmops_assets.errors import LifecycleOrderError
 from llmops_assets.evidence.gates import (
     ACCURACY,
     CHECKPOINT_SAFE,
@@ -30,6 +32,7 @@ from llmops_assets.evidence.gates import (
 )
 from llmops_assets.evidence.latency_judgement import judge_latency
 from llmops_assets.evidence.verdicts import Judgement
+from llmops_assets.explained import explained
 from llmops_assets.platform import Platform
 from llmops_assets.reporting import check_specs, judge
 from llmops_assets.spec import ModelSpec
@@ -119,3 +122,70 @@ def registered_model_gates(
             platform.registry, context.partition_key, column
         )
     })  # fmt: skip
+
+
+@dg.multi_asset_check(
+    specs=[
+        dg.AssetCheckSpec(
+            "specs_valid",
+            asset="pushed_specs",
+            description="Every spec on the branch is valid and not below the policy. It stays "
+            "red until the last one is mended, and holds up no other model.",
+        ),
+        dg.AssetCheckSpec(
+            "specs_deleted",
+            asset="pushed_specs",
+            description="Every model that serves in production has a spec on the branch.",
+        ),
+    ],
+    can_subset=True,
+)
+def pushed_specs_checks(
+    context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
+) -> Iterator[dg.AssetCheckResult]:
+    selected = {key.name for key in context.selected_asset_check_keys}
+    with explained():
+        commit = _newest_push(context)
+        broken = pushes.broken_specs(platform, commit)
+        orphans = pushes.serving_without_spec(platform, commit)
+    at = f"at {commit[:12]}"
+    if "specs_valid" in selected:
+        yield dg.AssetCheckResult(
+            check_name="specs_valid",
+            asset_key="pushed_specs",
+            passed=not broken,
+            description="\n\n".join(change.detail for change in broken)
+            or f"Every spec {at} is valid.",
+            metadata={"commit": commit, "broken": [change.file for change in broken]},
+        )
+    if "specs_deleted" in selected:
+        yield dg.AssetCheckResult(
+            check_name="specs_deleted",
+            asset_key="pushed_specs",
+            passed=not orphans,
+            severity=dg.AssetCheckSeverity.WARN,
+            description="\n\n".join(
+                f"{model} serves {release} and has no spec {at}; "
+                + pushes.retirement(platform, model)
+                for model, release in orphans.items()
+            )
+            or f"Whatever serves has a spec {at}.",
+            metadata={"commit": commit, "serving": dict(orphans)},
+        )
+
+
+def _newest_push(context: dg.AssetCheckExecutionContext) -> str:
+    """The commit that was looked at last.
+
+    Raises:
+        LifecycleOrderError: none was.
+    """
+    event = context.instance.get_latest_materialization_event(dg.AssetKey("pushed_specs"))
+    shown = None if event is None else event.asset_materialization
+    if shown is None:
+        raise LifecycleOrderError(
+            "There is no push to judge yet",
+            expected="a materialized pushed_specs",
+            cure="launch the job review_push",
+        )
+    return str(shown.metadata["commit"].value)

@@ -9,7 +9,7 @@ from llmops_assets.settings import Settings
 from llmops_assets.storage.store import content_digest
 
 
-def find_source(settings: Settings, path: Path) -> Path:
+def find_source(settings: Settings, path: Path, repository: Path | None = None) -> Path:
     """The file or folder that a spec means.
 
     A spec comes with a push; it must not be able to pull any file that the platform can
@@ -17,27 +17,32 @@ def find_source(settings: Settings, path: Path) -> Path:
 
     Args:
         path: as in the spec; a relative one counts from the folder that holds `models/`.
+        repository: that folder as the release has it, see `Platform.repository`. What git
+            does not hold, as is usual for data, is taken from the folder that holds
+            LLMOPS_MODELS. Unset: everything is.
 
     Raises:
         DataError: it is outside of the folders that specs may take from, or missing.
     """
-    repository = settings.models.parent
-    allowed = [repository, *([settings.sources] if settings.sources is not None else [])]
-    found = (repository / path).resolve()
-    if not any(found.is_relative_to(folder.resolve()) for folder in allowed):
-        raise DataError(
-            f"A spec may not take weights or data from {found}",
-            expected="a path below " + " or ".join(str(folder) for folder in allowed),
-            found=path,
-            cure="move it there, or set LLMOPS_SOURCES to a folder that specs may take from",
-        )
-    if not found.exists():
-        raise DataError(
-            f"There is nothing at {found}",
-            expected="a file or folder",
-            cure="correct the path in the spec; it counts from the folder that holds models/",
-        )
-    return found
+    checkout = settings.models.parent
+    places = list(dict.fromkeys([repository or checkout, checkout]))
+    allowed = [*places, *([settings.sources] if settings.sources is not None else [])]
+    for place in places:
+        found = (place / path).resolve()
+        if not any(found.is_relative_to(folder.resolve()) for folder in allowed):
+            raise DataError(
+                f"A spec may not take weights or data from {found}",
+                expected="a path below " + " or ".join(str(folder) for folder in allowed),
+                found=path,
+                cure="move it there, or set LLMOPS_SOURCES to a folder that specs may take from",
+            )
+        if found.exists():
+            return found
+    raise DataError(
+        f"There is nothing at {' or '.join(str(place / path) for place in places)}",
+        expected="a file or folder",
+        cure="correct the path in the spec; it counts from the folder that holds models/",
+    )
 
 
 def hold_still(path: Path, digest: str) -> None:

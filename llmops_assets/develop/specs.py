@@ -6,11 +6,18 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from llmops_assets.develop import branch
+from llmops_assets.develop.remote import Remote
+from llmops_assets.develop.spec_files import decoded
 from llmops_assets.errors import SpecError
 from llmops_assets.evidence.statistics import Decision
 from llmops_assets.evidence.verdicts import Judgement
 from llmops_assets.git import ask_git
+from llmops_assets.settings import Settings
 from llmops_assets.spec import ModelSpec, canonical, parse_spec, read_spec
+
+SOURCE_FILE = "source.json"
+"""The `SpecSource` in the `model_spec` artifact."""
 
 
 class SpecSource(BaseModel):
@@ -24,49 +31,63 @@ class SpecSource(BaseModel):
     """The commit it stands at; None outside of git or before the first commit."""
     changed: bool
     """Whether the file differs from that commit, or is not in it."""
+    pinned: bool = False
+    """Whether the release was asked for at that commit: then its tasks, code and data are
+    those of the commit, and otherwise those in the folder that holds the folder of specs."""
+    spec_of: str | None = None
+    """The release that froze the spec before, and that this one took it from."""
 
 
-def load(models: Path, model: str, commit: str | None) -> tuple[ModelSpec, SpecSource]:
-    """Reads a model's spec from its folder, or as it stood in a commit.
+def load(settings: Settings, model: str, commit: str | None) -> tuple[ModelSpec, SpecSource]:
+    """Reads a model's spec from LLMOPS_MODELS, or as it stood in a commit.
 
     Args:
-        models: the folder of specs.
-        commit: a git revision of the repository that holds the folder; None for the file
-            as it is now.
+        commit: a git revision, see `resolve_commit`; None for the file as it is now.
 
     Raises:
         SpecError: it is missing or not valid.
+        TriggerError: the commit is not here, and LLMOPS_GIT_REPOSITORY does not answer.
     """
-    path = models / f"{model}.yaml"
     if commit is None:
+        path = settings.models / f"{model}.yaml"
         return read_spec(path), _source_of(path)
-    revision = resolve_commit(models, commit)
-    top = ask_git(models, "rev-parse", "--show-toplevel")
-    assert top is not None  # the commit is in a repository
-    file = path.relative_to(top).as_posix()
-    text = ask_git(models, "show", f"{revision}:{file}")
-    if text is None:
+    revision = resolve_commit(settings, commit)
+    repository = branch.repository(settings)
+    file = f"{repository.models}/{model}.yaml".removeprefix("./")
+    content = repository.read("cat-file", "blob", f"{revision}:{file}")
+    if content is None:
         raise SpecError(
             f"Commit {revision} has no {file}",
             cure="check the model's name, or give the commit that added it",
         )
+    source = f"{file} at {revision[:12]}"
     return (
-        parse_spec(text, f"{file} at {revision[:12]}", expected_name=model),
-        SpecSource(file=file, commit=revision, changed=False),
+        parse_spec(decoded(content, source), source, expected_name=model),
+        SpecSource(file=file, commit=revision, changed=False, pinned=True),
     )
 
 
-def resolve_commit(models: Path, commit: str) -> str:
-    """The full hash of a git revision of the repository that holds the folder of specs.
+def resolve_commit(settings: Settings, commit: str) -> str:
+    """The full hash of a git revision.
+
+    Args:
+        commit: of the repository that holds LLMOPS_MODELS any revision; of
+            LLMOPS_GIT_REPOSITORY, when that is set, a hash that may be abbreviated, or the
+            branch.
 
     Raises:
-        SpecError: there is none, or the folder is not in a repository.
+        SpecError: there is none, or the folder of specs is not in a repository.
+        TriggerError: it is not here, and LLMOPS_GIT_REPOSITORY does not answer.
     """
-    revision = ask_git(models, "rev-parse", "--verify", "--end-of-options", f"{commit}^{{commit}}")
+    revision = branch.obtain(settings, commit)
     if revision is None:
+        remote = Remote.of(settings)
+        where = settings.models if remote is None else remote.address
         raise SpecError(
-            f"There is no commit {commit} in the repository of {models}",
-            cure="fetch it, or give a commit that is there",
+            f"There is no commit {commit} in the repository of {where}",
+            cure="fetch it, or give a commit that is there"
+            if remote is None
+            else "push it, or give a commit that was pushed, with all digits",
         )
     return revision
 

@@ -180,10 +180,12 @@ class FolderStore:
         _sync_directory(folder)
         return LogEntry(sequence, digest, json.loads(canonical_json(record)))
 
-    def log(self, log: str) -> Iterator[LogEntry]:
+    def log(self, log: str, start: int = 0) -> Iterator[LogEntry]:
         folder = self.root / "logs" / check_name(log)
         if folder.is_dir():
-            for path in sorted(path for path in folder.iterdir() if path.is_file()):
+            first = f"{start:012d}"
+            wanted = (path for path in folder.iterdir() if path.name >= first and path.is_file())
+            for path in sorted(wanted):
                 digest = path.read_text(encoding="ascii").strip()
                 yield LogEntry(int(path.name), digest, self.record(digest))
 

@@ -104,8 +104,13 @@ class Store(Protocol):
         """Adds a record at the log's next sequence number."""
         ...
 
-    def log(self, log: str) -> Iterator[LogEntry]:
-        """The records of a log, oldest first; empty for a log nobody wrote to."""
+    def log(self, log: str, start: int = 0) -> Iterator[LogEntry]:
+        """The records of a log, oldest first; empty for a log nobody wrote to.
+
+        Args:
+            log: its name.
+            start: sequence number of the first one wanted; those before are not read.
+        """
         ...
 
     def record(self, digest: str) -> Record:

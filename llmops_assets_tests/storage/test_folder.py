@@ -172,3 +172,13 @@ def test_many_processes_lose_nothing(store: FolderStore) -> None:
         (worker, number) for worker in range(4) for number in range(25)
     }
     assert store.resolve("counter") in {entry.digest for entry in entries}
+
+
+def test_log_is_read_from_a_place_on(store: FolderStore) -> None:
+    """Whoever follows a log must not read all of it again each time, nor damaged old records."""
+    digests = [store.append("decisions", {"number": number}).digest for number in range(4)]
+    (store.root / "blobs/sha256" / digests[0].removeprefix("sha256:")).unlink()
+    assert [entry.sequence for entry in store.log("decisions", start=2)] == [2, 3]
+    assert list(store.log("decisions", start=4)) == []
+    with pytest.raises(StoreError):
+        list(store.log("decisions"))
