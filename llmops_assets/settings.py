@@ -50,6 +50,12 @@ class Settings(BaseSettings):
     git_timeout_seconds: float = Field(
         default=30.0, gt=0, description="Limit of one call of git to LLMOPS_GIT_REPOSITORY."
     )
+    registry: str = Field(
+        default="mlflow",
+        pattern=r"^(mlflow|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$",
+        description="Model registry: mlflow, or package.module:factory of another one; see "
+        "docs/registries.md.",
+    )
     registry_poll_seconds: float = Field(
         default=60.0,
         gt=0,
@@ -129,6 +135,12 @@ class Settings(BaseSettings):
         description="Digest of the TensorRT-LLM image that steps on GPUs run in, which must be "
         "the one that serves. No process can find out its own; TensorRT-LLM needs it.",
     )
+    tensorrt_llm_python: Path | None = Field(
+        default=None,
+        description="Python that has TensorRT-LLM, where this platform runs in a virtual "
+        "environment beside it. Unset: the one of this process if it has TensorRT-LLM, else "
+        "python3 on the PATH outside of that environment.",
+    )
     timing_caches: Path | None = Field(
         default=None,
         description="Folder of TensorRT's timing caches, kept between builds. Unset: "
@@ -198,8 +210,14 @@ def get_settings() -> Settings:
         raise SettingsError(
             "The settings in the environment are not valid",
             found="; ".join(
-                f"LLMOPS_{detail['loc'][0]}".upper() + f"={detail['input']}: {detail['msg']}"
+                f"LLMOPS_{detail['loc'][0]}".upper()
+                + f"={_shown(detail['loc'][0], detail['input'])}: {detail['msg']}"
                 for detail in error.errors()
             ),
             cure="correct or unset these variables",
         ) from error
+
+
+def _shown(name: int | str, value: object) -> object:
+    """A value as messages may have it: also a secret that is not valid stays one."""
+    return "(hidden)" if "SecretStr" in str(Settings.model_fields[str(name)].annotation) else value

@@ -34,11 +34,14 @@ def register(
 ) -> tuple[Result, str]:
     """Gives the release its version; a second call finds the first one's.
 
+    A release that was made from a registered version keeps that one.
+
     Returns:
         What was published, and the page that shows the version.
 
     Raises:
-        RegistryError: the registry does not answer.
+        RegistryError: the registry does not answer, or the version that the release was
+            made from is gone or another release's.
     """
     started = datetime.now(UTC)
     source = json.loads((column["model_spec"].path / "source.json").read_text(encoding="utf-8"))
@@ -47,8 +50,13 @@ def register(
     tags["llmops.spec_commit"] = source["commit"] or "not in git"
     if source["changed"]:
         tags["llmops.spec_commit"] += ", with changes that are not committed"
+    parsed = Release.parse(release)
     registered = registry.register(
-        Release.parse(release).model, release, tags, columns.store.record(digests["checkpoint"])
+        parsed.model,
+        release,
+        tags,
+        columns.store.record(digests["checkpoint"]),
+        parsed.registered_version,
     )
     action = Action(
         asset="registered_model",

@@ -1,24 +1,38 @@
 """The model registry: where a release gets its version number and data scientists look.
 
-`ModelRegistry` is what the platform needs of one; MLflow implements it here.
+`ModelRegistry` is what the platform needs of one; MLflow implements it here. Another one
+is named by the setting `registry`, see docs/registries.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from enum import StrEnum
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
-from llmops_assets.errors import RegistryError
+from llmops_assets.errors import RegistryError, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.store.entities.paged_list import PagedList
     from mlflow.tracking import MlflowClient
 
+    from llmops_assets.settings import Settings
+
+T = TypeVar("T")
+
 RELEASE_TAG = "llmops.release"
+"""Names a version's release; versions that this platform registers have it from the start."""
+MODELS_PER_CALL = 100
+NEEDLESS_VERSIONS_PER_CALL = 50
+VERSIONS_PER_CALL = 1000
+LISTED_MODELS_PER_CALL = 1000  # the most that MLflow allows
+LISTED_WEBHOOKS_PER_CALL = 100
+MODELS_ASKED_ONE_BY_ONE = 20
 
 
 @dataclass(frozen=True)
@@ -39,10 +53,33 @@ class Registered:
     url: str
 
 
+class Readiness(StrEnum):
+    """Whether a version's files are all in the registry."""
+
+    PENDING = "pending"
+    READY = "ready"
+    FAILED = "failed"
+    """They never will be."""
+
+
+@dataclass(frozen=True)
+class ListedVersion:
+    """A version that somebody registered, with or without this platform."""
+
+    model: str
+    version: int
+    readiness: Readiness
+    registered_by: str | None
+    release: str | None
+    """The release that registered or adopted it; None for other people's versions."""
+
+
+@runtime_checkable
 class ModelRegistry(Protocol):
     """Registers releases and keeps their training and evaluation for people to see.
 
-    Every call may be repeated: a release has one run and at most one version.
+    Every call may be repeated: a release has one run and at most one version. Versions are
+    numbers that grow within a model and are not used again.
     """
 
     def log_training(
@@ -64,16 +101,26 @@ class ModelRegistry(Protocol):
         ...
 
     def register(
-        self, model: str, release: str, tags: Mapping[str, str], manifest: Mapping[str, Any]
+        self,
+        model: str,
+        release: str,
+        tags: Mapping[str, str],
+        manifest: Mapping[str, Any],
+        version: int | None = None,
     ) -> Registered:
         """The release's version, made on the first call.
 
         Args:
+            model: the registered model's name.
+            release: the release's key, kept as the version's tag `RELEASE_TAG`.
             tags: digests of the checkpoint and data, the spec's commit.
             manifest: the checkpoint's file list, kept beside the version.
+            version: the version that the release was made from; it gets the tags, and no
+                other one is made.
 
         Raises:
-            RegistryError: the registry does not answer.
+            RegistryError: the registry does not answer, `version` does not exist or is
+                another release's, or the release has another version.
         """
         ...
 
@@ -84,6 +131,61 @@ class ModelRegistry(Protocol):
             RegistryError: the registry does not answer, or holds several.
         """
         ...
+
+    def registered_since(self, seen: Mapping[str, int]) -> Sequence[ListedVersion]:
+        """All versions above a number in each model, in any order.
+
+        Args:
+            seen: the number by model. Models that the registry does not know have no
+                versions; versions of other models are not returned.
+
+        Raises:
+            RegistryError: the registry does not answer.
+        """
+        ...
+
+    def listed(self, model: str, version: int) -> ListedVersion | None:
+        """One version as it is now; None when it is not there (any more).
+
+        Raises:
+            RegistryError: the registry does not answer.
+        """
+        ...
+
+    def newest(self, models: Collection[str]) -> Mapping[str, int]:
+        """The highest number of each of these models; those without a version are left out.
+
+        Raises:
+            RegistryError: the registry does not answer.
+        """
+        ...
+
+
+def custom_registry(settings: Settings) -> ModelRegistry:
+    """The registry that the setting `registry` names, when that is not MLflow.
+
+    Raises:
+        SettingsError: the setting does not lead to a `ModelRegistry`.
+    """
+    module, _, name = settings.registry.partition(":")
+    try:
+        factory = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(
+            "The model registry cannot be loaded",
+            expected="LLMOPS_REGISTRY=mlflow, or package.module:factory that can be imported",
+            found=f"LLMOPS_REGISTRY={settings.registry}: {error}",
+            cure="install the package beside llmops-assets, or correct the setting",
+        ) from error
+    registry = factory(settings)
+    if not isinstance(registry, ModelRegistry):
+        raise SettingsError(
+            f"{settings.registry} gave no model registry",
+            expected="an object with the methods of llmops_assets.develop.registry.ModelRegistry",
+            found=type(registry).__name__,
+            cure="add the missing methods; docs/registries.md has a complete example",
+        )
+    return registry
 
 
 class MLflowRegistry:
@@ -130,11 +232,26 @@ class MLflowRegistry:
             return self._run_url(client, run)
 
     def register(
-        self, model: str, release: str, tags: Mapping[str, str], manifest: Mapping[str, Any]
+        self,
+        model: str,
+        release: str,
+        tags: Mapping[str, str],
+        manifest: Mapping[str, Any],
+        version: int | None = None,
     ) -> Registered:
         with self._client() as client:
             found = self._version(client, model, release)
-            if found is None:
+            if version is not None:
+                adopted = self._adoptable(client, model, release, version, found)
+                run = self._run(client, model, release)
+                client.log_dict(run, dict(manifest), "checkpoint/manifest.json")
+                # The release's name last: what `find` finds has all of its tags.
+                for name, value in {**tags, RELEASE_TAG: release}.items():
+                    if adopted.tags.get(name) != value:
+                        client.set_model_version_tag(model, str(version), name, value)
+                client.set_terminated(run, status="FINISHED")
+                found = client.get_model_version(model, str(version))
+            elif found is None:
                 run = self._run(client, model, release)
                 client.log_dict(run, dict(manifest), "checkpoint/manifest.json")
                 if not client.search_registered_models(f"name = '{model}'"):
@@ -153,6 +270,72 @@ class MLflowRegistry:
             found = self._version(client, model, release)
             return None if found is None else self._registered(found)
 
+    def registered_since(self, seen: Mapping[str, int]) -> Sequence[ListedVersion]:
+        with self._client() as client:
+            # By number: a page's end may have come again with the next page.
+            found = {
+                (version.model, version.version): version
+                for models, number in _calls(seen)
+                for version in map(_listed, _above(client, models, number))
+                if version.version > seen[version.model]
+            }
+            return list(found.values())
+
+    def listed(self, model: str, version: int) -> ListedVersion | None:
+        with self._client() as client:
+            found = self._existing(client, model, version)
+            return None if found is None else _listed(found)
+
+    def newest(self, models: Collection[str]) -> Mapping[str, int]:
+        # MLflow takes one name or none here.
+        filters = (
+            [f"name = '{model}'" for model in models]
+            if len(models) <= MODELS_ASKED_ONE_BY_ONE
+            else [None]
+        )
+        newest: dict[str, int] = {}
+        with self._client() as client:
+            for filter_string in filters:
+                for listed in _pages(
+                    partial(
+                        client.search_registered_models,
+                        filter_string,
+                        LISTED_MODELS_PER_CALL,
+                        None,
+                    )
+                ):
+                    # One version of each stage that MLflow 2 knew.
+                    numbers = [int(version.version) for version in listed.latest_versions or ()]
+                    if listed.name in models and numbers:
+                        newest[listed.name] = max(numbers)
+        return newest
+
+    def send_webhooks(self, name: str, url: str, secret: str) -> None:
+        """Makes MLflow tell `url` of every new version; a second call only corrects the first.
+
+        Args:
+            name: of the webhook in MLflow.
+            url: of the receiver.
+            secret: what MLflow signs with.
+
+        Raises:
+            RegistryError: MLflow does not answer, or cannot read the webhooks that it has.
+        """
+        with self._client() as client:
+            for webhook in _pages(partial(client.list_webhooks, LISTED_WEBHOOKS_PER_CALL)):
+                if webhook.name == name:
+                    client.update_webhook(
+                        webhook.webhook_id, url=url, secret=secret, status="ACTIVE"
+                    )
+                    return
+            client.create_webhook(
+                name,
+                url,
+                ["model_version.created"],
+                description="Wakes the sensor that makes releases of registered versions.",
+                secret=secret,
+            )
+
     @contextmanager
     def _client(self) -> Iterator[MlflowClient]:
         import os
@@ -169,7 +352,8 @@ class MLflowRegistry:
             raise RegistryError(
                 f"MLflow at {self._url} did not do what was asked",
                 found=error,
-                cure="check with `llmops status` that MLflow runs, then materialize again",
+                cure="check with `llmops status` that MLflow runs, then try again: materialize, "
+                "or wait for the sensor's next tick",
             ) from error
 
     def _run(self, client: MlflowClient, model: str, release: str) -> str:
@@ -195,6 +379,49 @@ class MLflowRegistry:
             )
         return found[0] if found else None
 
+    def _adoptable(
+        self,
+        client: MlflowClient,
+        model: str,
+        release: str,
+        version: int,
+        found: ModelVersion | None,
+    ) -> ModelVersion:
+        """The version that the release was made from, if it is or may become the release's.
+
+        Args:
+            found: the version that carries the release's name now.
+        """
+        if found is not None and int(found.version) != version:
+            raise RegistryError(
+                f"Another version of {model} carries the name of {release}",
+                expected=f"version {version} with the tag {RELEASE_TAG}={release}, or none",
+                found=f"version {found.version}",
+                cure=f"remove the tag {RELEASE_TAG} from version {found.version} in MLflow, then "
+                "materialize again",
+            )
+        existing = self._existing(client, model, version)
+        if existing is None:
+            raise RegistryError(
+                f"The version that {release} was made from is gone",
+                expected=f"version {version} of {model} in MLflow",
+                cure="register the weights again: the new version becomes a release of its own",
+            )
+        other = existing.tags.get(RELEASE_TAG, release)
+        if other != release:
+            raise RegistryError(
+                f"Version {version} of {model} is another release's",
+                expected=f"the tag {RELEASE_TAG}={release}, or none",
+                found=f"{RELEASE_TAG}={other}",
+                cure=f"go on with {other}, or remove the tag in MLflow if somebody put it there "
+                "by hand",
+            )
+        return existing
+
+    def _existing(self, client: MlflowClient, model: str, version: int) -> ModelVersion | None:
+        found = client.search_model_versions(f"name = '{model}' and version_number = {version}")
+        return found[0] if found else None
+
     def _registered(self, version: ModelVersion) -> Registered:
         return Registered(
             model=version.name,
@@ -206,3 +433,67 @@ class MLflowRegistry:
     def _run_url(self, client: MlflowClient, run: str) -> str:
         experiment_id = client.get_run(run).info.experiment_id
         return f"{self._url}/#/experiments/{experiment_id}/runs/{run}"
+
+
+def _calls(seen: Mapping[str, int]) -> Iterator[tuple[list[str], int]]:
+    """Groups of models for one call each, with a number that all of them are above.
+
+    A call asks for the versions of many models above one number. Models of similar numbers
+    go together, so that few versions come that were seen before.
+    """
+    models: list[str] = []
+    lowest = needless = 0
+    for model, number in sorted(seen.items(), key=lambda item: (item[1], item[0])):
+        needless += number - lowest
+        if models and (len(models) == MODELS_PER_CALL or needless > NEEDLESS_VERSIONS_PER_CALL):
+            yield models, lowest
+            models = []
+        if not models:
+            lowest, needless = number, 0
+        models.append(model)
+    if models:
+        yield models, lowest
+
+
+def _pages(fetch: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
+    """All entries of a listing of MLflow's, which `fetch` gets a page of."""
+    token = None
+    while True:
+        page = fetch(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _above(client: MlflowClient, models: Sequence[str], number: int) -> Iterator[ModelVersion]:
+    """The models' versions above a number; some may come twice."""
+    names = ", ".join(f"'{model}'" for model in models)
+    while True:
+        page = client.search_model_versions(
+            f"name IN ({names}) and version_number > {number}",
+            max_results=VERSIONS_PER_CALL,
+            order_by=["version_number ASC"],
+        )
+        yield from page
+        if len(page) < VERSIONS_PER_CALL:
+            return
+        # Not by MLflow's page token, an offset: what is deleted meanwhile would shift it
+        # past a version. The last number may go on in other models.
+        number = int(page[-1].version) - 1
+
+
+def _listed(version: ModelVersion) -> ListedVersion:
+    states = {
+        "READY": Readiness.READY,
+        "FAILED_REGISTRATION": Readiness.FAILED,
+        "DELETED_MODEL_VERSION": Readiness.FAILED,
+    }
+    return ListedVersion(
+        model=version.name,
+        version=int(version.version),
+        # Other states, such as PENDING_REGISTRATION, are on the way to one of these.
+        readiness=states.get(version.status, Readiness.PENDING),
+        registered_by=version.user_id or None,
+        release=version.tags.get(RELEASE_TAG),
+    )

@@ -6,6 +6,7 @@ interrupted and repeated.
 
 from __future__ import annotations
 
+import base64
 import itertools
 import os
 import time
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from pydantic import SecretStr
 
 from llmops_assets.errors import GatewayError, StackError
 from llmops_assets.local import health, log_files
@@ -42,6 +44,9 @@ WEB_SERVER = "webserver"
 # In the order of starting. What is in the first group needs nothing of the others.
 FIRST = (MLFLOW, ENVOY, CODE_SERVER)
 SECOND = (WEB_SERVER, DAEMON)
+# Only with a secret to verify webhooks with.
+WEBHOOKS = "webhooks"
+WEBHOOK_NAME = "llmops-assets"
 
 GATEWAY = "gateway"
 STAGING_GATEWAY = "staging-gateway"
@@ -51,6 +56,7 @@ READY_TIMEOUT_SECONDS = 300.0
 STOP_SECONDS = 30
 END_TIMEOUT_SECONDS = 20.0
 LOCK_TIMEOUT_SECONDS = 15.0
+WEBHOOK_KEY_VARIABLE = "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"
 POLL_SECONDS = 0.25
 # So many processes of one program within one wait: it ends each time and is started again.
 CRASH_LOOP_STARTS = 2
@@ -67,6 +73,8 @@ class Endpoints:
     gateway_url: str
     staging_gateway_url: str
     code_server_port: int
+    webhooks_url: str | None
+    """Where the receiver of webhooks listens; None when there never was one."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,12 @@ def endpoints(settings: Settings) -> Endpoints:
         StackError: the stack was never started.
     """
     ports = read_ports(port_file(settings))
-    missing = [request.name for request in _port_requests(settings) if request.name not in ports]
+    missing = [
+        request.name
+        for request in _port_requests(settings)
+        # The secret may have been set after the stack was started.
+        if request.name not in ports and request.name != WEBHOOKS
+    ]
     if missing:
         raise StackError(
             "The local stack has not been started",
@@ -115,6 +128,7 @@ def endpoints(settings: Settings) -> Endpoints:
         gateway_url=_url(settings, ports[GATEWAY]),
         staging_gateway_url=_url(settings, ports[STAGING_GATEWAY]),
         code_server_port=ports[CODE_SERVER],
+        webhooks_url=_url(settings, ports[WEBHOOKS]) if WEBHOOKS in ports else None,
     )
 
 
@@ -130,6 +144,7 @@ def up(settings: Settings, on_step: OnStep, definitions: str = DEFINITIONS) -> S
         StackError: a port is taken, or a server did not start; the message has the end
             of its log. What did start keeps running.
         GatewayError, ArtifactCorruptError: a recorded route cannot be served.
+        RegistryError: MLflow does not take the webhook; what runs keeps running.
     """
     supervisor = _supervisor(settings)
     supervisor.check_paths()
@@ -137,16 +152,18 @@ def up(settings: Settings, on_step: OnStep, definitions: str = DEFINITIONS) -> S
     settings.state.chmod(0o700)
     with _exclusively(settings):
         if supervisor.answers():
+            _check_receiver_runs(settings, supervisor)
             _check_ports_unchanged(settings)
         else:
             _start_supervisor(settings, supervisor, on_step, definitions)
         where = endpoints(settings)
-        for group in (FIRST, SECOND):
+        for group in (FIRST, SECOND + _receiver(settings)):
             for name in group:
                 supervisor.start_program(name)
             for name in group:
                 on_step(f"waiting for {name}")
                 _wait_ready(settings, supervisor, where, name)
+        _register_webhook(settings, where, on_step)
         problems = tuple(
             problem
             for name in supervisor.added()
@@ -172,7 +189,7 @@ def down(settings: Settings, on_step: OnStep = lambda step: None) -> None:
         # Found before anything stops: a tool whose worker has ended is nobody's child.
         processes = supervised(settings.state)
         if supervisor.answers():
-            names = (*FIRST[:2], *supervisor.added(), *FIRST[2:], *SECOND)
+            names = (*FIRST[:2], *supervisor.added(), *FIRST[2:], *SECOND, WEBHOOKS)
             for name in reversed(names):
                 on_step(f"stopping {name}")
                 supervisor.stop_program(name)
@@ -186,7 +203,8 @@ def status(settings: Settings) -> list[ProgramStatus]:
     """Every program of the stack, each asked itself; all not running if there is no stack."""
     supervisor = _supervisor(settings)
     states = supervisor.states() if supervisor.answers() else {}
-    names = (*FIRST, *SECOND, *supervisor.added())
+    receiver = (WEBHOOKS,) if WEBHOOKS in states else _receiver(settings)
+    names = (*FIRST, *SECOND, *receiver, *supervisor.added())
     try:
         where = endpoints(settings)
     except StackError:
@@ -294,6 +312,10 @@ def _programs(
         ),
         DAEMON: module_command("dagster._daemon", "run", "--workspace", workspace),
     }  # fmt: skip
+    for name in _receiver(settings):
+        commands[name] = module_command(
+            "llmops_assets.triggers.webhooks", settings.host, str(ports[WEBHOOKS])
+        )
     # None starts by itself, as daemon and web server want a code server that answers.
     return [
         Program(name, command, stop_seconds=STOP_SECONDS, autostart=False)
@@ -303,7 +325,9 @@ def _programs(
 
 def _environment(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]:
     ours = {
-        f"LLMOPS_{name.upper()}": str(value)
+        f"LLMOPS_{name.upper()}": value.get_secret_value()
+        if isinstance(value, SecretStr)
+        else str(value)
         for name, value in settings.model_dump().items()
         if value is not None
     }
@@ -318,7 +342,55 @@ def _environment(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         "PYTHONUNBUFFERED": "1",
+        **_webhook_environment(settings),
     }
+
+
+def _webhook_environment(settings: Settings) -> dict[str, str]:
+    """What MLflow needs to send webhooks to this machine."""
+    key = settings.state / "mlflow" / "webhooks.key"
+    if settings.webhook_secret is None:
+        # Webhooks of earlier times are still in its database, and read at every new version.
+        return {WEBHOOK_KEY_VARIABLE: key.read_text("ascii")} if key.is_file() else {}
+    if not key.is_file():
+        key.parent.mkdir(parents=True, exist_ok=True)
+        beside = key.with_name(key.name + ".new")
+        beside.unlink(missing_ok=True)
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(base64.urlsafe_b64encode(os.urandom(32)))
+        beside.rename(key)
+    return {
+        # Without a key of its own MLflow makes one up at each start, and cannot read the
+        # secrets in its database that it encrypted before.
+        WEBHOOK_KEY_VARIABLE: key.read_text("ascii"),
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+    }
+
+
+def _receiver(settings: Settings) -> tuple[str, ...]:
+    """The receiver of webhooks, where there is one."""
+    return () if settings.webhook_secret is None else (WEBHOOKS,)
+
+
+def _register_webhook(settings: Settings, where: Endpoints, on_step: OnStep) -> None:
+    """Tells MLflow of the receiver.
+
+    Raises:
+        RegistryError: MLflow does not take it.
+    """
+    if settings.webhook_secret is None or where.webhooks_url is None:
+        return
+    # Starlette and MLflow take long to import; only this needs them.
+    from llmops_assets.develop.registry import MLflowRegistry
+    from llmops_assets.triggers.webhooks import MLFLOW_PATH
+
+    on_step("registering the webhook in MLflow")
+    MLflowRegistry(where.mlflow_url, settings.http_timeout_seconds).send_webhooks(
+        WEBHOOK_NAME,
+        where.webhooks_url + MLFLOW_PATH,
+        settings.webhook_secret.get_secret_value(),
+    )
 
 
 def _port_requests(settings: Settings) -> list[PortRequest]:
@@ -330,7 +402,20 @@ def _port_requests(settings: Settings) -> list[PortRequest]:
             STAGING_GATEWAY, 8081, settings.staging_gateway_port, "LLMOPS_STAGING_GATEWAY_PORT"
         ),
         PortRequest(CODE_SERVER),
+        *(
+            PortRequest(name, 8082, settings.webhook_port, "LLMOPS_WEBHOOK_PORT")
+            for name in _receiver(settings)
+        ),
     ]
+
+
+def _check_receiver_runs(settings: Settings, supervisor: Supervisor) -> None:
+    if _receiver(settings) and WEBHOOKS not in supervisor.states():
+        raise StackError(
+            "The stack runs without a receiver of webhooks",
+            expected="one, as LLMOPS_WEBHOOK_SECRET is set",
+            cure="run `llmops down`, then `llmops up`; or unset LLMOPS_WEBHOOK_SECRET",
+        )
 
 
 def _check_ports_unchanged(settings: Settings) -> None:
@@ -453,6 +538,10 @@ def _ready(settings: Settings, where: Endpoints, name: str, state: ProgramState)
         return health.code_server_answers(settings.host, where.code_server_port)
     if name == WEB_SERVER:
         return health.http_answers(f"{where.dagster_url}/server_info")
+    if name == WEBHOOKS:
+        return where.webhooks_url is not None and health.http_answers(
+            f"{where.webhooks_url}/health"
+        )
     if name == DAEMON:
         return health.daemons_report(where.dagster_url, state.started or 0.0)
     slot = slot_of(name)
