@@ -10,6 +10,7 @@ from llmops_assets.explained import explained
 from llmops_assets.partitions import RELEASES
 from llmops_assets.platform import Platform
 from llmops_assets.reporting import materialized
+from llmops_assets.reports.automation import HOURLY, REMOVED
 from llmops_assets.storage.artifacts import ArtifactHandle
 from llmops_assets.storage.columns import Action
 
@@ -24,6 +25,7 @@ ROWS_SHOWN = 50
     owners=SRE,
     kinds={"json"},
     deps=["removed_version"],
+    automation_condition=REMOVED,
 )
 @explained()
 def audit_record(
@@ -52,6 +54,7 @@ def audit_record(
     owners=SRE,
     kinds={"pandas", "parquet"},
     deps=["removed_version"],
+    automation_condition=HOURLY,
 )
 @explained()
 def lifecycle_metrics(

@@ -6,9 +6,21 @@ from datetime import UTC, datetime
 
 import pytest
 
-from llmops_assets.deploy.approval import Approval, decide, judge_approval
-from llmops_assets.errors import ApprovalError
+from llmops_assets.deploy.approval import (
+    APPROVALS_LOG,
+    Approval,
+    check_not_rejected,
+    decide,
+    judge_approval,
+    newest_decision,
+    read_decision,
+    record_approval,
+    verify,
+)
+from llmops_assets.errors import ApprovalError, LifecycleOrderError, ReleaseError
 from llmops_assets.storage.store import digest_of
+
+from ..release_rig import Rig
 
 PACKAGE = digest_of(b"package")
 OTHER = digest_of(b"other package")
@@ -115,3 +127,45 @@ def test_separation_of_duties(decision: Approval, passed: bool, because: str) ->
     judgement = judge_approval(decision, PACKAGE)
     assert judgement.passed is passed
     assert because in judgement.reason
+
+
+def test_recorded_decision_is_kept_as_it_was_said(rig: Rig, packages: None) -> None:
+    """What is verified, and audited years later, is exactly this."""
+    package = rig.platform.columns.get("parrot.v1", "packaged_model").artifact
+    entry = record_approval(rig.platform, "parrot.v1", " bob ", "approve", " it answers ", package)
+    (logged,) = rig.platform.store.log(APPROVALS_LOG)
+    assert logged == entry
+    assert newest_decision(rig.platform.store, "parrot.v1") == read_decision(entry.record)
+    verified = verify(rig.platform, read_decision(entry.record))
+    assert (verified.approver, verified.reason, verified.package) == ("bob", "it answers", package)
+    assert (verified.requested_by, verified.evidence) == ("ada", "claimed")
+
+
+@pytest.mark.usefixtures("packages")
+def test_decision_that_cannot_count_is_not_recorded(rig: Rig) -> None:
+    """Found while the person still sits there."""
+    package = rig.platform.columns.get("parrot.v1", "packaged_model").artifact
+    with pytest.raises(LifecycleOrderError, match="no packaged_model yet"):
+        record_approval(rig.platform, "parrot.v9", "bob", "approve", "fine", package)
+    with pytest.raises(ReleaseError):
+        record_approval(rig.platform, "parrot", "bob", "approve", "fine", package)
+    with pytest.raises(ApprovalError, match="another package"):
+        record_approval(rig.platform, "parrot.v2", "bob", "approve", "fine", package)
+    for approver, reason in ((" ", "fine"), ("bob", "")):
+        with pytest.raises(ApprovalError, match="incomplete"):
+            record_approval(rig.platform, "parrot.v1", approver, "approve", reason, package)
+    assert list(rig.platform.store.log(APPROVALS_LOG)) == []
+
+
+@pytest.mark.usefixtures("packages")
+def test_rejection_holds_until_somebody_approves_again(rig: Rig) -> None:
+    """A promotion that an earlier approval started must not outrun it."""
+    package = rig.platform.columns.get("parrot.v1", "packaged_model").artifact
+    for decision in ("approve", "reject"):
+        check_not_rejected(rig.platform.store, "parrot.v1", package)
+        record_approval(rig.platform, "parrot.v1", "carol", decision, "so it is", package)
+    with pytest.raises(ApprovalError, match=r"carol rejected parrot\.v1: so it is"):
+        check_not_rejected(rig.platform.store, "parrot.v1", package)
+    check_not_rejected(rig.platform.store, "parrot.v2", package)
+    record_approval(rig.platform, "parrot.v1", "bob", "approve", "mended", package)
+    check_not_rejected(rig.platform.store, "parrot.v1", package)
