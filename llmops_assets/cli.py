@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from llmops_assets import __version__
-from llmops_assets.develop.specs import resolve_commit
+from llmops_assets.develop.remote import Remote
 from llmops_assets.errors import LLMOpsError
 from llmops_assets.evidence import waivers
 from llmops_assets.evidence.verdicts import State
@@ -47,7 +47,8 @@ def main() -> None:
 
     \b
     A first tour:   llmops demo
-    Every day:      llmops up, llmops release MODEL, llmops promote RELEASE, llmops status
+    Every day:      llmops up, llmops release MODEL, llmops approve RELEASE, llmops status
+    What goes on:   llmops triggers, llmops gates RELEASE
     At night:       llmops rollback MODEL --reason WHY
 
     Settings are environment variables; `llmops settings` lists them.
@@ -118,8 +119,11 @@ def logs(program: str | None, follow: bool, lines: int) -> None:
 def settings() -> None:
     """The effective settings, with the variable of each and what it means."""
     values = get_settings()
+    shown = values.model_dump()
+    if (remote := Remote.of(values)) is not None:
+        shown["git_repository"] = remote.address  # which may come with a password
     for name, field in Settings.model_fields.items():
-        click.echo(f"LLMOPS_{name.upper()}={getattr(values, name)}\n    {field.description}")
+        click.echo(f"LLMOPS_{name.upper()}={shown[name]}\n    {field.description}")
 
 
 @main.group()
@@ -170,6 +174,19 @@ def _spec_files(given: Path) -> list[Path]:
     return list(dict.fromkeys([*specs, *beside]))
 
 
+_SERVER = (
+    click.option(
+        "--url", envvar="LLMOPS_DAGSTER_URL", help="Dagster's address; the local one if unset."
+    ),
+    click.option(
+        "--token",
+        envvar="LLMOPS_DAGSTER_TOKEN",
+        help="Bearer token of its proxy. Better in LLMOPS_DAGSTER_TOKEN: others on this machine "
+        "can read a command's arguments.",
+    ),
+)
+
+
 def _submits(function: Callable[..., None]) -> Callable[..., None]:
     """Options that all commands share which submit a run to Dagster."""
     for option in (
@@ -179,27 +196,47 @@ def _submits(function: Callable[..., None]) -> Callable[..., None]:
             show_default=True,
             help="Show what the run does and exit with its outcome.",
         ),
-        click.option(
-            "--url", envvar="LLMOPS_DAGSTER_URL", help="Dagster's address; the local one if unset."
-        ),
-        click.option("--token", envvar="LLMOPS_DAGSTER_TOKEN", help="Bearer token of its proxy."),
+        *_SERVER,
     ):
+        function = option(function)
+    return function
+
+
+def _asks(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of a command that asks Dagster something."""
+    for option in _SERVER:
         function = option(function)
     return function
 
 
 @main.command()
 @click.argument("model_or_release", metavar="MODEL|RELEASE")
-@click.option("--commit", help="Take the spec as it stood at this git revision.")
+@click.option(
+    "--commit",
+    help="Take the spec as it stood at this git revision, and name the release after it.",
+)
+@click.option(
+    "--requested-by",
+    envvar="LLMOPS_REQUESTED_BY",
+    help="Who asks for it, and so cannot approve it; unset: the user of this machine.",
+)
 @_submits
 def release(
-    model_or_release: str, commit: str | None, wait: bool, url: str | None, token: str | None
+    model_or_release: str,
+    commit: str | None,
+    requested_by: str | None,
+    wait: bool,
+    url: str | None,
+    token: str | None,
 ) -> None:
     """Make a release of MODEL: from its spec to staging, through every gate.
 
     It costs only what changed since earlier releases. With a RELEASE that failed half-way
-    it goes on where that stopped. Exit code 0: in staging; 1: a gate or a step failed;
-    2: it could not be submitted; 3: it was, but Dagster stopped answering.
+    it goes on where that stopped.
+
+    CI names the --commit: the trigger on git pushes then means the same release, and
+    whoever comes second follows the first one's run. Exit code 0: in staging; 1: a gate or
+    a step failed; 2: it could not be submitted; 3: it was, but Dagster stopped answering.
     """
     from llmops_assets.local import releasing
 
@@ -207,12 +244,15 @@ def release(
         raise click.UsageError(
             f"{model_or_release} is a file; name the model, as {Path(model_or_release).stem}"
         )
+    revision = None
+    if commit is not None:
+        revision = releasing.full_commit(get_settings(), commit, elsewhere=url is not None)
+    named_after_commit = False
     if "." in model_or_release:
         key = Release.parse(model_or_release).key
-    elif commit is not None and url is None:
-        # Named after the commit, so that asking twice makes one release.
-        revision = resolve_commit(get_settings().models, commit)
+    elif revision is not None:
         key = Release.from_commit(model_or_release, revision).key
+        named_after_commit = True
     else:
         key = Release.by_hand(model_or_release, datetime.now(UTC)).key
         if url is None:
@@ -220,11 +260,37 @@ def release(
             spec = read_spec(get_settings().models / f"{model_or_release}.yaml")
             check_floors(spec, read_policy(get_settings().policy).floors)
     client = _client(url, token)
-    run = releasing.start_release(client, key, getpass.getuser(), commit)
-    click.echo(f"release {key}: {client.run_url(run)}")
-    if wait:
-        next_step = f"llmops promote {key} --approver NAME --reason WHY"
-        _exit_with(client, run, f"{key} is in staging. Next: {next_step}")
+    # By its key somebody asks for a release again on purpose, such as to fill its slot.
+    submission = releasing.submit_release(
+        client, key, requested_by or getpass.getuser(), revision, again=not named_after_commit
+    )
+    click.echo(f"release {key}: {submission.standing}, {client.run_url(submission.run)}")
+    next_step = f"llmops approve {key} --approver NAME --reason WHY"
+    success = f"{key} is in staging. Next: {next_step}"
+    if submission.standing == releasing.Standing.IN_STAGING:
+        click.echo(success)
+    elif wait:
+        _exit_with(client, submission.run, success)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON document, for scripts.")
+@_asks
+def triggers(as_json: bool, url: str | None, token: str | None) -> None:
+    """What starts runs by itself: state, last event and action, next tick of each.
+
+    Exit code 1 when a trigger's last tick failed, or Dagster's daemon does not run.
+    """
+    from llmops_assets.triggers.board import table
+
+    board = _client(url, token).triggers()
+    if as_json:
+        click.echo(board.model_dump_json(indent=2))
+    else:
+        for line in table(board, datetime.now(UTC)):
+            click.echo(line)
+    if not board.works:
+        sys.exit(EXIT_FAILED)
 
 
 @main.command()
@@ -259,6 +325,43 @@ def gates(release_key: str, as_json: bool) -> None:
             click.echo(f"next: {missing[0].gate}, on {missing[0].asset}")
     if board.closed:
         sys.exit(EXIT_FAILED)
+
+
+@main.command()
+@click.argument("release_key", metavar="RELEASE")
+@click.option("--approver", required=True, help="Who decides; not whoever asked for the release.")
+@click.option("--reason", required=True, help="Why; it goes into the record.")
+@click.option("--reject", is_flag=True, help="Decide against the release.")
+@click.option(
+    "--package-digest", help="The package that the decision is about. Unset: the one in the store."
+)
+def approve(
+    release_key: str, approver: str, reason: str, reject: bool, package_digest: str | None
+) -> None:
+    """Record a decision about RELEASE; a trigger then puts what was approved into production.
+
+    It returns at once; `llmops promote` decides as well, starts the run itself and waits.
+    Exit code 1: it was recorded, and does not count.
+    """
+    from llmops_assets.local import releasing
+
+    Release.parse(release_key)
+    decision = releasing.Decision(
+        approver=approver,
+        reason=reason,
+        approve=not reject,
+        package=package_digest or releasing.package_digest(get_settings(), release_key),
+    )
+    recorded = releasing.record_decision(get_settings(), release_key, decision)
+    click.echo(f"{approver} {'rejected' if reject else 'approved'} {release_key}: {reason}")
+    click.echo(f"package {decision.package}")
+    click.echo(f"record  {recorded.digest}")
+    if recorded.objection is not None:
+        click.echo(f"it promotes nothing: {recorded.objection}", err=True)
+        sys.exit(EXIT_FAILED)
+    if not reject:
+        click.echo("The trigger `approval` promotes it. To watch: `llmops triggers`, "
+                   f"`llmops gates {release_key}`, {_client(None, None).url}/runs")  # fmt: skip
 
 
 @main.command()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llmops_assets.cli import main
+from llmops_assets.deploy.approval import APPROVALS_LOG
 from llmops_assets.evidence.gates import PARITY, PROVEN
+from llmops_assets.local import stack
+from llmops_assets.local.ports import PortRequest, claim_ports
+from llmops_assets.local.slots import port_file
 from llmops_assets.settings import get_settings
 
 from .conftest import free_port
@@ -22,7 +28,9 @@ from .release_rig import FAILED, SPEC, Rig
 GOOD = {
     "addDynamicPartition": {"__typename": "AddDynamicPartitionSuccess"},
     "launchRun": {"__typename": "LaunchRunSuccess", "run": {"runId": "run-1"}},
+    "runsOrError": {"__typename": "Runs", "results": []},
 }
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(autouse=True)
@@ -236,17 +244,243 @@ def test_broken_spec_is_found_before_a_run_is_queued(tmp_path: Path) -> None:
     assert "line 3: owner" in result.stderr
 
 
-def test_release_is_submitted_under_a_new_key(dagster: HttpDouble) -> None:
-    """With who asked for it: the approver must be somebody else."""
-    result = llmops("release", "parrot", "--url", dagster.url, "--no-wait", "--commit", "abc")
+def sent(dagster: HttpDouble, call: str) -> list[dict[str, Any]]:
+    """Variables of the calls of a kind that the double got."""
+    return [body["variables"] for _, body, _ in dagster.requests if call in body["query"]]
+
+
+def test_release_is_submitted_under_a_new_key(
+    dagster: HttpDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With who asked for it: the approver must be somebody else. In CI that is no machine."""
+    monkeypatch.setenv("LLMOPS_REQUESTED_BY", "ada")
+    result = llmops("release", "parrot", "--url", dagster.url, "--no-wait")
     assert result.exit_code == 0
-    added, launched = (body["variables"] for _, body, _ in dagster.requests)
-    key = added["partition"]
-    assert f"release {key}: {dagster.url}/runs/run-1" in result.stdout
-    params = launched["params"]
-    assert {"key": "dagster/partition", "value": key} in params["executionMetadata"]["tags"]
-    assert "llmops/requested_by" in [tag["key"] for tag in params["executionMetadata"]["tags"]]
-    assert params["runConfigData"]["ops"]["model_spec"]["config"] == {"commit": "abc"}
+    key = sent(dagster, "addDynamicPartition")[0]["partition"]
+    assert key.startswith("parrot.m")
+    assert f"release {key}: launched, {dagster.url}/runs/run-1" in result.stdout
+    params = sent(dagster, "launchRun")[0]["params"]
+    tags = params["executionMetadata"]["tags"]
+    assert {"key": "dagster/partition", "value": key} in tags
+    assert {"key": "llmops/requested_by", "value": "ada"} in tags
+
+
+def test_release_of_a_commit_elsewhere_has_the_triggers_key(dagster: HttpDouble) -> None:
+    """CI and the trigger on pushes must mean the same release, without a repository at hand."""
+    result = llmops("release", "parrot", "--url", dagster.url, "--no-wait", "--commit", COMMIT)
+    assert result.exit_code == 0
+    assert sent(dagster, "addDynamicPartition")[0]["partition"] == "parrot.g0123456789ab"
+    params = sent(dagster, "launchRun")[0]["params"]
+    assert params["runConfigData"]["ops"]["model_spec"]["config"] == {"commit": COMMIT}
+
+
+def test_short_commit_elsewhere_needs_a_repository(dagster: HttpDouble) -> None:
+    """A key made of another spelling of the commit would be another release."""
+    result = llmops("release", "parrot", "--url", dagster.url, "--commit", "0123456")
+    assert result.exit_code == 2
+    assert "40 hex digits" in result.stderr
+    assert "$GITHUB_SHA" in result.stderr
+    assert dagster.requests == []
+
+
+def test_branch_is_resolved_where_the_repository_is(dagster: HttpDouble, tmp_path: Path) -> None:
+    """In a checkout `--commit HEAD` is what people type."""
+    for arguments in (
+        ["init", "--quiet"],
+        ["add", "--all"],
+        ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-q", "-m", "spec"],
+    ):
+        subprocess.run(["git", "-C", tmp_path, *arguments], check=True, timeout=20)
+    head = subprocess.run(
+        ["git", "-C", tmp_path, "rev-parse", "HEAD"],
+        check=True, timeout=20, capture_output=True, text=True,
+    ).stdout.strip()  # fmt: skip
+    result = llmops("release", "parrot", "--url", dagster.url, "--no-wait", "--commit", "HEAD")
+    assert result.exit_code == 0
+    assert sent(dagster, "addDynamicPartition")[0]["partition"] == f"parrot.g{head[:12]}"
+
+
+@contextmanager
+def dagster_with(*runs: dict[str, Any], raced: bool = False) -> Iterator[HttpDouble]:
+    """A double whose release has these runs; all of them end well.
+
+    Args:
+        raced: they appear when the second list is asked for.
+    """
+
+    def respond(_: str, body: dict[str, Any]) -> tuple[int, Any]:
+        query = body["query"]
+        first = raced and "runsOrError" in query and len(sent(double, "runsOrError")) == 1
+        answers = {
+            **GOOD,
+            "runsOrError": {"__typename": "Runs", "results": [] if first else list(runs)},
+            "terminateRun": {"__typename": "TerminateRunSuccess"},
+            "runOrError": {"__typename": "Run", "status": "SUCCESS"},
+            "logsForRun": {
+                "__typename": "EventConnection", "cursor": "1", "hasMore": False, "events": []
+            },
+        }  # fmt: skip
+        return 200, {"data": {k: v for k, v in answers.items() if k in query}}
+
+    with HttpDouble(respond) as double:
+        yield double
+
+
+def submitted(run: str, status: str, created: float) -> dict[str, Any]:
+    return {"runId": run, "status": status, "creationTime": created}
+
+
+@pytest.mark.parametrize("status", ["QUEUED", "STARTING", "STARTED"])
+def test_ci_follows_the_run_of_the_trigger(status: str) -> None:
+    """Two runs of one release would only wait for each other."""
+    with dagster_with(submitted("by-sensor", status, 5), submitted("old", "FAILURE", 1)) as dagster:
+        result = llmops("release", "parrot", "--url", dagster.url, "--commit", COMMIT)
+        assert sent(dagster, "launchRun") == []
+        assert [v["run"] for v in sent(dagster, "runOrError(")] == ["by-sensor"]
+    assert result.exit_code == 0
+    assert "parrot.g0123456789ab is in staging" in result.stdout
+
+
+def test_ci_is_green_at_once_for_a_release_in_staging() -> None:
+    """A pipeline that somebody starts again must not build again, nor wait."""
+    lost = submitted("lost-a-race", "CANCELED", 6)
+    with dagster_with(
+        lost, submitted("done", "SUCCESS", 5), submitted("old", "FAILURE", 1)
+    ) as dagster:
+        result = llmops("release", "parrot", "--url", dagster.url, "--commit", COMMIT)
+        assert len(dagster.requests) == 1
+    assert result.exit_code == 0
+    assert "parrot.g0123456789ab is in staging" in result.stdout
+
+
+@pytest.mark.parametrize("status", ["FAILURE", "CANCELED", "CANCELING"])
+def test_ci_goes_on_where_a_failed_run_stopped(status: str) -> None:
+    """Asking again is how one recovers from an outage; finished steps are reused."""
+    with dagster_with(submitted("dead", status, 5)) as dagster:
+        result = llmops("release", "parrot", "--url", dagster.url, "--commit", COMMIT)
+        assert len(sent(dagster, "launchRun")) == 1
+        assert [v["run"] for v in sent(dagster, "runOrError(")] == ["run-1"]
+    assert result.exit_code == 0
+
+
+def test_release_by_its_key_is_made_again_after_success() -> None:
+    """It fills the slot of a release that is in staging already; so the night guide says."""
+    with dagster_with(submitted("done", "SUCCESS", 5)) as dagster:
+        assert llmops("release", "parrot.v1", "--url", dagster.url, "--no-wait").exit_code == 0
+        assert len(sent(dagster, "launchRun")) == 1
+
+
+def test_race_with_the_trigger_leaves_one_run() -> None:
+    """Both looked, both saw nothing, both launched: the earlier run does the work."""
+    both = submitted("run-1", "QUEUED", 6), submitted("by-sensor", "QUEUED", 5)
+    with dagster_with(*both, raced=True) as dagster:
+        result = llmops("release", "parrot", "--url", dagster.url, "--commit", COMMIT)
+        assert [v["run"] for v in sent(dagster, "terminateRun")] == ["run-1"]
+        assert [v["run"] for v in sent(dagster, "runOrError(")] == ["by-sensor"]
+    assert result.exit_code == 0
+    both = submitted("by-sensor", "QUEUED", 7), submitted("run-1", "QUEUED", 6)
+    with dagster_with(*both, raced=True) as dagster:
+        llmops("release", "parrot", "--url", dagster.url, "--commit", COMMIT)
+        assert sent(dagster, "terminateRun") == []
+
+
+def test_token_goes_over_no_open_line_and_is_never_shown(dagster: HttpDouble) -> None:
+    """CI's log is read by many, and so is what passes a network unencrypted."""
+    result = llmops("release", "parrot.v1", "--url", dagster.url, "--token", "s3cret", "--no-wait")
+    assert result.exit_code == 0
+    assert {h["Authorization"] for _, _, h in dagster.requests} == {"Bearer s3cret"}
+    assert "s3cret" not in result.output
+    for url in ("http://dagster.example.org", "http://127.0.0.1.example.org:3000", "dagster:3000"):
+        result = llmops("release", "parrot.v1", "--url", url, "--token", "s3cret")
+        assert result.exit_code == 2
+        assert "token was not sent" in result.stderr
+        assert "s3cret" not in result.output
+
+
+@pytest.fixture
+def built(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """A release that ada asked for, packaged, in the state folder of a stack."""
+    monkeypatch.setenv("LLMOPS_STATE", str(rig.platform.settings.state))
+    get_settings.cache_clear()
+    servers = (stack.WEB_SERVER, stack.MLFLOW, stack.GATEWAY, stack.STAGING_GATEWAY,
+               stack.CODE_SERVER)  # fmt: skip
+    ports = [PortRequest(name) for name in servers]
+    claim_ports(port_file(rig.platform.settings), "127.0.0.1", ports)
+    rig.build("parrot.v1", 1)
+    return rig
+
+
+@pytest.mark.parametrize("extra", [[], ["--reject"]])
+def test_approve_records_the_decision_for_the_trigger(built: Rig, extra: list[str]) -> None:
+    """It needs neither Dagster nor a run; about the package that is there unless told."""
+    package = built.platform.columns.get("parrot.v1", "packaged_model").artifact
+    result = llmops("approve", "parrot.v1", "--approver", "bob", "--reason", "fine", *extra)
+    assert result.exit_code == 0, result.output
+    (entry,) = built.platform.store.log(APPROVALS_LOG)
+    assert entry.record["approver"] == "bob"
+    assert entry.record["decision"] == ("reject" if extra else "approve")
+    assert entry.record["package"] == package
+    assert f"package {package}" in result.stdout
+    assert entry.digest in result.stdout
+    assert ("llmops triggers" in result.stdout) is not bool(extra)
+
+
+def test_approval_that_does_not_count_says_so_at_once(built: Rig) -> None:
+    """The trigger would only write it into its log, and the person would wait."""
+    result = llmops("approve", "parrot.v1", "--approver", "ada", "--reason", "mine")
+    assert result.exit_code == 1
+    assert "promotes nothing" in result.stderr
+    assert "ada asked for the release" in result.stderr
+
+
+def test_approval_of_another_package_is_not_recorded(built: Rig) -> None:
+    """The digest is what the person looked at."""
+    other = "sha256:" + "1" * 64
+    result = llmops(
+        "approve", "parrot.v1", "--approver", "bob", "--reason", "x", "--package-digest", other
+    )
+    assert result.exit_code == 2
+    assert other in result.stderr
+    assert list(built.platform.store.log(APPROVALS_LOG)) == []
+
+
+def test_approval_needs_who_and_why() -> None:
+    """Both are the evidence."""
+    assert llmops("approve", "parrot.v1", "--reason", "x").exit_code == 2
+    assert llmops("approve", "parrot.v1", "--approver", "bob").exit_code == 2
+
+
+TRIGGER = {
+    "name": "git_push",
+    "description": "Makes a release of each changed spec. Switch it off on its page.",
+    "nextTick": None,
+    "sensorState": {"status": "RUNNING", "ticks": [], "runs": []},
+}
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_triggers_exit_code_tells_a_failing_one(failed: bool) -> None:
+    """A monitor asks this; the figures are in the document."""
+    now = datetime.now(UTC).timestamp()
+    error = {"className": "TriggerError", "message": "errors.TriggerError: git is away\n"}
+    tick = {
+        "timestamp": now, "status": "FAILURE" if failed else "SKIPPED",
+        "skipReason": None if failed else "no new commit", "error": error if failed else None,
+    }  # fmt: skip
+    sensor = {**TRIGGER, "sensorState": {**TRIGGER["sensorState"], "ticks": [tick]}}
+    daemon = {"daemonType": "SENSOR", "healthy": True, "lastHeartbeatTime": now}
+    answer = {
+        "sensorsOrError": {"__typename": "Sensors", "results": [sensor]},
+        "instance": {"daemonHealth": {"allDaemonStatuses": [daemon]}},
+    }
+    with HttpDouble(lambda _, __: (200, {"data": answer})) as dagster:
+        lines = llmops("triggers", "--url", dagster.url)
+        document = llmops("triggers", "--url", dagster.url, "--json")
+    assert lines.exit_code == document.exit_code == int(failed)
+    (trigger,) = json.loads(document.stdout)["triggers"]
+    assert trigger["state"] == ("failing" if failed else "running")
+    assert trigger["purpose"] == "Makes a release of each changed spec."
+    assert ("error: git is away" if failed else "idle: no new commit") in lines.stdout
 
 
 def test_failed_run_is_exit_code_1_with_its_reason(dagster: HttpDouble) -> None:
@@ -302,6 +536,7 @@ def test_promotion_sends_the_decision_about_a_package(dagster: HttpDouble) -> No
     "arguments",
     [
         ["rollback", "parrot", "--reason", "wrong dates"],
+        ["approve", "parrot.v1", "--approver", "bob", "--reason", "why"],
         ["promote", "parrot.v1", "--approver", "bob", "--reason", "why"],
     ],
 )

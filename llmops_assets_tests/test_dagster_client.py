@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from llmops_assets import dagster_client
 from llmops_assets.dagster_client import DagsterClient, Outcome
 from llmops_assets.errors import StackError
 
@@ -250,3 +251,127 @@ def test_run_that_does_not_exist_ends_the_following(
     dagster.says({"runOrError": gone}, {"logsForRun": {**gone, "message": "no such run"}})
     with pytest.raises(StackError, match="no such run"):
         client.follow("run-1", lambda _: None)
+
+
+@pytest.mark.parametrize("query", ["ADD_PARTITION", "LAUNCH", "TERMINATE", "RUNS", "TRIGGERS",
+                                   "STATUS", "EVENTS"])  # fmt: skip
+def test_queries_are_valid_for_the_installed_dagster(query: str) -> None:
+    """The doubles here answer anything; Dagster refuses a field that it does not know."""
+    from dagster_graphql.schema import create_schema
+    from graphql import parse, validate
+
+    assert validate(create_schema().graphql_schema, parse(getattr(dagster_client, query))) == []
+
+
+def test_runs_of_a_release_are_asked_for_by_job_and_partition(
+    dagster: DagsterDouble, client: DagsterClient
+) -> None:
+    """A promotion of the release is no run that makes it."""
+    found = [{"runId": "b", "status": "STARTED", "creationTime": 2.0},
+             {"runId": "a", "status": "SUCCESS", "creationTime": 1.0}]  # fmt: skip
+    dagster.says({"runsOrError": {"__typename": "Runs", "results": found}})
+    newest, oldest = client.runs("release", "m.v1")
+    assert (newest.run, newest.under_way, newest.succeeded) == ("b", True, False)
+    assert (oldest.run, oldest.under_way, oldest.succeeded) == ("a", False, True)
+    assert oldest < newest
+    assert dagster.requests[0][1]["variables"]["filter"] == {
+        "pipelineName": "release", "tags": [{"key": "dagster/partition", "value": "m.v1"}]
+    }  # fmt: skip
+
+
+def test_refused_lists_say_why(dagster: DagsterDouble, client: DagsterClient) -> None:
+    """An empty list would look like no run, and CI would launch one more."""
+    refused = {"__typename": "PythonError", "message": "database is locked"}
+    dagster.says({"runsOrError": refused}, {"terminateRun": refused})
+    with pytest.raises(StackError, match=r"list the runs of m.v1.*database is locked"):
+        client.runs("release", "m.v1")
+    with pytest.raises(StackError, match=r"end the run r.*database is locked"):
+        client.terminate("r")
+
+
+def test_run_that_ended_meanwhile_need_not_be_ended(
+    dagster: DagsterDouble, client: DagsterClient
+) -> None:
+    """It may end between looking and asking."""
+    dagster.says({"terminateRun": {"__typename": "TerminateRunFailure", "message": "ended"}})
+    client.terminate("r")
+
+
+def sensor(name: str, *ticks: Mapping[str, Any], runs: tuple[Any, ...] = ()) -> dict[str, Any]:
+    state = {"status": "RUNNING", "ticks": list(ticks), "runs": list(runs)}
+    return {"name": name, "description": "Does it. More.", "nextTick": None, "sensorState": state}
+
+
+def tick(at: float, status: str, **more: Any) -> dict[str, Any]:
+    return {"timestamp": at, "status": status, "skipReason": None, "error": None, **more}
+
+
+def test_triggers_show_the_newest_tick_that_ended(
+    dagster: DagsterDouble, client: DagsterClient
+) -> None:
+    """A tick under way says nothing yet; errors are the sensor's own, not Dagster's wrapping."""
+    wrapped = {
+        "className": "SensorExecutionError", "message": "Error occurred during the execution",
+        "cause": {"className": "TriggerError",
+                  "message": "llmops_assets.errors.TriggerError: git is away. To do: wait.\n",
+                  "cause": {"className": "OSError", "message": "OSError: no route"}},
+    }  # fmt: skip
+    run = {"runId": "r", "jobName": "release", "status": "QUEUED", "creationTime": 7.0,
+           "tags": [{"key": "llmops/event", "value": "commit 01"},
+                    {"key": "dagster/partition", "value": "m.g01"}]}  # fmt: skip
+    dagster.says({
+        "sensorsOrError": {"__typename": "Sensors", "results": [
+            sensor("registry", tick(9, "STARTED"), tick(8, "SKIPPED", skipReason="nothing new")),
+            sensor("git_push", tick(9, "FAILURE", error=wrapped), runs=(run,)),
+            sensor("alerts", tick(9, "STARTED")),
+        ]},
+        "instance": {"daemonHealth": {"allDaemonStatuses": []}},
+    })  # fmt: skip
+    board = client.triggers()
+    assert not board.daemon_runs
+    assert board.heartbeat is None
+    alerts, git_push, registry = board.triggers
+    assert alerts.last_tick is None
+    assert git_push.last_tick is not None
+    assert git_push.last_tick.reason == "git is away. To do: wait."
+    assert git_push.last_run is not None
+    assert (git_push.last_run.event, git_push.last_run.partition) == ("commit 01", "m.g01")
+    assert registry.last_tick is not None
+    assert registry.last_tick.reason == "nothing new"
+    assert registry.purpose == "Does it."
+
+
+@pytest.mark.parametrize(
+    "url", ["https://dagster.example.org", "http://localhost:3000", "http://127.9.9.9",
+            "http://[::1]:3000"],
+)  # fmt: skip
+def test_token_may_go_where_nobody_listens(url: str) -> None:
+    """Encrypted, or without leaving the machine."""
+    DagsterClient(url, 1, "secret")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://dagster.example.org", "http://10.0.0.1", "http://localhost.example.org",
+            "http://127.0.0.1@example.org", "localhost:3000", ""],
+)  # fmt: skip
+def test_token_stays_here_where_others_listen(url: str) -> None:
+    """Whoever reads it can promote."""
+    with pytest.raises(StackError, match=r"not sent.*https") as caught:
+        DagsterClient(url, 1, "secret")
+    assert "secret" not in str(caught.value)
+    DagsterClient(url, 1)
+
+
+@pytest.mark.parametrize("token", ["two words", "naïve", "a\nb"])
+def test_token_that_is_none_is_not_shown(token: str) -> None:
+    """httpx would print it in its complaint, and CI would keep that."""
+    with pytest.raises(StackError, match="cannot be sent") as caught:
+        DagsterClient("https://dagster.example.org", 1, token)
+    assert token not in str(caught.value)
+
+
+def test_token_from_a_file_may_end_with_a_line(dagster: DagsterDouble) -> None:
+    """Secret stores like to add one."""
+    dagster.says({"terminateRun": {"__typename": "TerminateRunSuccess"}})
+    DagsterClient(dagster.url, 5, "secret\n").terminate("r")
+    assert dagster.requests[0][2]["Authorization"] == "Bearer secret"
