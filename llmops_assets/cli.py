@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,7 +14,6 @@ from typing import Any, NoReturn
 import click
 
 from llmops_assets import __version__
-from llmops_assets.develop.remote import Remote
 from llmops_assets.errors import LLMOpsError
 from llmops_assets.evidence import waivers
 from llmops_assets.evidence.verdicts import State
@@ -119,11 +119,9 @@ def logs(program: str | None, follow: bool, lines: int) -> None:
 def settings() -> None:
     """The effective settings, with the variable of each and what it means."""
     values = get_settings()
-    shown = values.model_dump()
-    if (remote := Remote.of(values)) is not None:
-        shown["git_repository"] = remote.address  # which may come with a password
     for name, field in Settings.model_fields.items():
-        click.echo(f"LLMOPS_{name.upper()}={shown[name]}\n    {field.description}")
+        value = re.sub(r"//[^/@\s]*@", "//***@", str(getattr(values, name)))  # of a URL
+        click.echo(f"LLMOPS_{name.upper()}={value}\n    {field.description}")
 
 
 @main.group()

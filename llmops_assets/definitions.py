@@ -1,4 +1,4 @@
-"""The one Definitions of the code location: assets, checks, jobs, resources.
+"""The one Definitions of the code location: assets, checks, jobs, triggers, resources.
 
 Importing this is cheap: no torch, transformers, mlflow, onnxruntime or kubernetes.
 """
@@ -18,14 +18,22 @@ from llmops_assets.operate import assets as operate_assets
 from llmops_assets.operate import checks as operate_checks
 from llmops_assets.platform import Platform, local_platform
 from llmops_assets.reports import assets as report_assets
+from llmops_assets.reports.automation import reports
 from llmops_assets.retire import assets as retire_assets
 from llmops_assets.retire import checks as retire_checks
 from llmops_assets.storage.artifacts import ArtifactIOManager
+from llmops_assets.triggers.alerts import alerts
+from llmops_assets.triggers.approval import approval
+from llmops_assets.triggers.git_push import git_push
+from llmops_assets.triggers.registry import registry
+from llmops_assets.triggers.retraining import retraining
+from llmops_assets.triggers.toolchain_bump import toolchain_bump
 
 PHASES = (
     develop_assets, build_assets, deploy_assets, operate_assets, retire_assets, report_assets,
 )  # fmt: skip
 CHECKS = (develop_checks, build_checks, deploy_checks, operate_checks, retire_checks)
+TRIGGERS = (git_push, registry, approval, retraining, alerts, toolchain_bump)
 
 
 def definitions_for(platform: Platform) -> dg.Definitions:
@@ -34,6 +42,7 @@ def definitions_for(platform: Platform) -> dg.Definitions:
         assets=dg.load_assets_from_modules(PHASES, include_specs=True),
         asset_checks=dg.load_asset_checks_from_modules(CHECKS),
         jobs=[*asset_jobs, rollback],
+        sensors=[*TRIGGERS, reports],
         resources={"platform": platform, "io_manager": ArtifactIOManager(lambda: platform.columns)},
         # Heavy steps are processes of their own (tools.py); a process a step besides
         # would cost seconds each and gain nothing.

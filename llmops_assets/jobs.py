@@ -2,9 +2,10 @@
 
 import dagster as dg
 
+from llmops_assets.errors import LifecycleOrderError
 from llmops_assets.evidence.gates import REGRESSION
 from llmops_assets.explained import explained
-from llmops_assets.operate.rollback import roll_back
+from llmops_assets.operate.rollback import moved_by, roll_back, verify
 from llmops_assets.partitions import MODELS
 from llmops_assets.platform import Platform
 from llmops_assets.reporting import route_event
@@ -41,6 +42,11 @@ JOBS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     # Not plain "archive": jobs share their namespace with the steps of assets.
     ("archive_release", "The release into cold storage.", ("archive",)),
     ("remove", "The release out of Triton.", ("removed_version",)),
+    (
+        "review_push",
+        "What a push to the branch of specs did, and which specs there are broken.",
+        ("pushed_specs",),
+    ),
     ("report", "Metrics of every phase over all releases.", ("lifecycle_metrics",)),
     ("audit", "Everything on record of the release.", ("audit_record",)),
 )
@@ -68,6 +74,8 @@ class RollbackConfig(dg.Config):
     model: str
     reason: str
     actor: str = "dagster launchpad"
+    moved: bool = False
+    """Whether this actor has moved the route already; it is then only verified and shown."""
 
 
 # In no pool: a rollback must not wait for a deployment that hangs. The route's
@@ -76,11 +84,22 @@ class RollbackConfig(dg.Config):
 def roll_back_route(
     context: dg.OpExecutionContext, config: RollbackConfig, platform: dg.ResourceParam[Platform]
 ) -> None:
-    """Gives production's traffic back to the release that is still warm."""
+    """Gives production's traffic back to the release that is still warm, and asks it."""
     with explained():
-        route = roll_back(platform, config.model, config.actor, config.reason)
+        if config.moved:
+            route = moved_by(platform.routes, config.model, config.actor)
+        else:
+            route = roll_back(platform, config.model, config.actor, config.reason)
+        if route is None:
+            raise LifecycleOrderError(
+                f"{config.actor} has moved no route of {config.model} of late",
+                expected="a route in its history that names this actor",
+                cure="leave `moved` out of the config to roll back now",
+            )
     context.instance.add_dynamic_partitions(str(MODELS.name), [route.model])
     context.log_event(route_event(route))
+    with explained():
+        verify(platform, route)
 
 
 @dg.job(description="Production back to the release that served before. Names the model.")

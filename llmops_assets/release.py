@@ -20,7 +20,7 @@ ORIGIN = re.compile(
     r"g[0-9a-f]{12}"  # git push: the commit
     r"|s[0-9]{8}(t[0-9]{6})?"  # schedule: the date, in UTC
     r"|v[0-9]{1,9}"  # registry: the version
-    r"|t[0-9a-f]{12}"  # toolchain bump: the toolchain's digest
+    r"|t[0-9a-f]{12}"  # toolchain bump: digest of the toolchain and of what served
     r"|m[0-9]{8}t[0-9]{6}"  # by hand: the time, in UTC
 )
 
@@ -87,13 +87,18 @@ class Release:
 
     @classmethod
     def bumped(cls, model: str, toolchain: str) -> Self:
-        """The release of what serves with another toolchain, of this digest."""
+        """The release of what serves with other tools; the digest is of both."""
         return cls(model, f"t{toolchain.removeprefix('sha256:')[:12]}")
 
     @property
     def registered_version(self) -> int | None:
         """The registry's version that it was made from; None for other origins."""
         return int(self.origin[1:]) if self.origin.startswith("v") else None
+
+    @property
+    def follows_spec(self) -> bool:
+        """Whether it froze its model's spec as that stood, and nothing in place of it."""
+        return self.origin[0] not in "vt"
 
     @property
     def commit(self) -> str | None:

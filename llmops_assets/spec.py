@@ -132,8 +132,16 @@ class CommandWeights(Section):
         "change of them trains again.",
     )
     environment: tuple[str, ...] = Field(
-        default=(), description="Names of environment variables that it is given."
+        default=(),
+        description="Names of environment variables that it is given; none of the platform's own.",
     )
+
+    @field_validator("environment")
+    @classmethod
+    def _not_the_platforms(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if own := [name for name in names if name.upper().startswith(PLATFORM_VARIABLES)]:
+            raise ValueError(f"{', '.join(own)} is for the platform alone")
+        return names
 
     @field_validator("command")
     @classmethod
@@ -146,6 +154,7 @@ class CommandWeights(Section):
         return command
 
 
+PLATFORM_VARIABLES = ("LLMOPS_", "DAGSTER_", "MLFLOW_")
 TRAINER_PLACEHOLDERS = ("training_data", "output", "work")
 Weights = Annotated[
     TrainedWeights | ImportedWeights | MLflowWeights | HuggingFaceWeights | CommandWeights,
@@ -861,7 +870,6 @@ def parse_spec(text: str, source: str, expected_name: str | None = None) -> Mode
             misnamed = spec.name
         if not (duplicates or misplaced or misnamed):
             return spec
-    # A tree of its own: making values of one puts what is merged with `<<` among the keys.
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     assert root is not None  # it is a mapping
     mistakes = [f"line {line}: {key!r} is given twice; keep one" for key, line in duplicates]
@@ -870,7 +878,9 @@ def parse_spec(text: str, source: str, expected_name: str | None = None) -> Mode
             f"line {_line_of(root, ('name',))}: name is {misnamed!r}, but the file is named "
             f"{expected_name!r}; make them equal"
         )
-    mistakes += [_mistake(root, place, message) for place, message in misplaced]
+    mistakes += [_mistake(root, place, message) for place, message in misplaced[:MISTAKES_SHOWN]]
+    if len(misplaced) > MISTAKES_SHOWN:
+        mistakes.append(f"and {len(misplaced) - MISTAKES_SHOWN} more")
     raise SpecError(
         f"{source} is not a valid model spec",
         found="; ".join(mistakes),
@@ -895,7 +905,6 @@ def _load(loader: Any) -> tuple[Any, list[tuple[str, int]]]:
         root = loader.get_single_node()
         if root is None:
             return None, []
-        # Before values are made, which changes the tree where it merges with `<<`.
         duplicates = _duplicate_keys(root)
         return loader.construct_document(root), duplicates
     finally:
@@ -944,6 +953,10 @@ def _tag(union: yaml.MappingNode) -> str | None:
     return next((value.value for key, value in union.value if key.value in TAGS), None)
 
 
+MISTAKES_SHOWN = 20
+MERGE_TAG = "tag:yaml.org,2002:merge"
+
+
 def _duplicate_keys(root: yaml.Node) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
     queue = [root]
@@ -957,6 +970,12 @@ def _duplicate_keys(root: yaml.Node) -> list[tuple[str, int]]:
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
             for key, value in node.value:
+                if key.tag == MERGE_TAG:
+                    # Merges of merges multiply: three kilobytes of them end the process.
+                    raise yaml.YAMLError(
+                        f"line {key.start_mark.line + 1}: keys may not be merged with <<; write "
+                        "them out"
+                    )
                 if isinstance(key, yaml.ScalarNode):
                     if key.value in seen:
                         found.append((key.value, key.start_mark.line + 1))

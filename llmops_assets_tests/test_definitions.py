@@ -29,6 +29,7 @@ GATES = [gate for gate in vars(gate_module).values() if isinstance(gate, Gate)]
 
 # The design's table: asset, group, owner.
 TABLE = """
+pushed_specs develop data-science
 model_spec develop data-science
 training_data develop data-science
 data_report develop data-science
@@ -151,11 +152,13 @@ def test_every_asset_is_described_and_labelled(specs: Mapping[str, dg.AssetSpec]
         assert spec.kinds, name
 
 
-def test_partitions_are_releases_but_for_two(specs: Mapping[str, dg.AssetSpec]) -> None:
+def test_partitions_are_releases_but_for_three(specs: Mapping[str, dg.AssetSpec]) -> None:
     """One release is one column: lineage for an audit is one key."""
     others = {name: spec.partitions_def for name, spec in specs.items()
               if spec.partitions_def != RELEASES}  # fmt: skip
-    assert others == {"production_route": MODELS, "lifecycle_metrics": None}
+    assert others == {
+        "production_route": MODELS, "lifecycle_metrics": None, "pushed_specs": None
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("gate", GATES, ids=lambda gate: gate.name)
@@ -173,9 +176,11 @@ def test_every_gate_is_one_blocking_check_on_its_asset(
 def test_checks_that_are_no_gates(checks: Mapping[str, dg.AssetCheckSpec]) -> None:
     """Whatever else is shown as a check decides nothing; it must be known to be so."""
     names = {gate.name for gate in GATES}
-    assert [key for key, check in checks.items() if check.name not in names] == [
-        "production_route:recorded_is_observed"
-    ]
+    assert {key for key, check in checks.items() if check.name not in names} == {
+        "production_route:recorded_is_observed",
+        "pushed_specs:specs_valid",
+        "pushed_specs:specs_deleted",
+    }
 
 
 @pytest.mark.parametrize("gate", GATES, ids=lambda gate: gate.name)
@@ -223,6 +228,36 @@ def test_every_job_with_release_assets_takes_no_required_config(
     for job in _own_jobs(definitions):
         if job.name != "rollback":
             assert not job.run_config_schema.config_type.fields["ops"].is_required, job.name  # type: ignore[attr-defined]
+
+
+def test_triggers_run_by_themselves_and_start_named_jobs(definitions: dg.Definitions) -> None:
+    """People must be able to forget that they exist, and to learn what they do in the UI."""
+    sensors = {
+        sensor.name: sensor for sensor in definitions.sensors or () if sensor.name != "reports"
+    }
+    assert {
+        name: sorted(target.job_name for target in sensor.targets)
+        for name, sensor in sensors.items()
+        if isinstance(sensor, dg.SensorDefinition)
+    } == {
+        "git_push": ["release", "review_push"],
+        "registry": ["release"],
+        "approval": ["promote"],
+        "retraining": ["release"],
+        "alerts": ["observe", "rollback", "scale"],
+        "toolchain_bump": ["release"],
+    }
+    for sensor in sensors.values():
+        assert isinstance(sensor, dg.SensorDefinition)
+        assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
+        assert len((sensor.description or "").split()) >= 20
+        assert "stop" in (sensor.description or ""), "how to switch it off"
+
+
+def test_conditions_serve_only_the_reports(specs: Mapping[str, dg.AssetSpec]) -> None:
+    """Whatever changes a model or its route has a trigger that counts events."""
+    automated = {name for name, spec in specs.items() if spec.automation_condition is not None}
+    assert automated == {"lifecycle_metrics", "audit_record"}
 
 
 def python(code: str) -> str:

@@ -188,7 +188,11 @@ def test_aliases_can_neither_loop_nor_explode() -> None:
     assert "line 1" in mistakes("name: &a [*a]\n")
     layers = ["l0: &l0 [x, x]"]
     layers += [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 12)]
-    assert "line 12: l11: Extra inputs" in mistakes("\n".join(layers))
+    assert "line 10: l9: Extra inputs" in mistakes("\n".join(layers))
+    merges = ["a0: &a0 {x: 1}"]
+    merges += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12)]
+    with pytest.raises(SpecError, match=r"line \d+: keys may not be merged with <<"):
+        parse_spec("\n".join(merges), "t")
     shared = VALID.replace("accuracy: {", "accuracy: &a {", 1)
     text = shared.replace("engine_accuracy: {exact_match: {at_least: 0.9}}", "engine_accuracy: *a")
     assert text != shared

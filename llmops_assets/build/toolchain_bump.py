@@ -43,8 +43,6 @@ class Bump:
     """Of the first of its steps that differs."""
     here: Pins
     """Of the same step, now."""
-    tools: Pins
-    """Of all steps, now."""
 
     @property
     def release(self) -> Release:
@@ -53,7 +51,7 @@ class Bump:
         Named after what serves as well as the tools: these may come to the model again,
         once it serves with another spec.
         """
-        event = {"serving": self.serving, "toolchain": dict(self.tools)}
+        event = {"serving": self.serving, "toolchain": dict(self.here)}
         return Release.bumped(Release.parse(self.serving).model, digest_of(canonical_json(event)))
 
     @property
@@ -108,8 +106,7 @@ def survey(platform: Platform) -> Survey:
             step for step in BUILT if step in steps and built[step] != steps[step]
         ]
         if others:
-            tools = {name: version for pins in steps.values() for name, version in pins.items()}
-            bumps.append(Bump(serving, built[others[0]], steps[others[0]], tools))
+            bumps.append(Bump(serving, built[others[0]], steps[others[0]]))
     return Survey(tuple(bumps), tuple(problems))
 
 

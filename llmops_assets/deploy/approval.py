@@ -258,7 +258,7 @@ def judge_approval(approval: Approval, package: str) -> Judgement:
             f"{approval.approver} rejected it: {approval.reason}": approval.decision != "approve",
             f"the decision is about package {approval.package}": approval.package != package,
             f"{approval.approver} asked for the release and cannot approve it": (
-                approval.approver.casefold() == approval.requested_by.strip().casefold()
+                _same_person(approval.approver, approval.requested_by)
             ),
         }.items()
         if holds
@@ -276,3 +276,9 @@ def judge_approval(approval: Approval, package: str) -> Judgement:
         reason="; ".join(objections)
         or f"{approval.approver} ({approval.evidence}) approved it: {approval.reason}",
     )
+
+
+def _same_person(one: str, other: str) -> bool:
+    """Whether two names may be one person's: git knows an address, a machine a login name."""
+    names = [name.strip().casefold() for name in (one, other)]
+    return names[0] == names[1] or names[0].partition("@")[0] == names[1].partition("@")[0]

@@ -376,7 +376,8 @@ class PushConfig(dg.Config):
     """The commit that the branch was at before; unset: every spec counts as new."""
 
 
-@dg.asset(group_name=GROUP, owners=OWNERS, kinds={"yaml", "git"})
+# In a pool of its own: pushes are shown in their order.
+@dg.asset(group_name=GROUP, owners=OWNERS, kinds={"yaml", "git"}, pool="pushed_specs")
 @explained()
 def pushed_specs(config: PushConfig, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult:
     """The specs on the branch after a push: what became of each, and what it asked for.

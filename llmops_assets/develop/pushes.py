@@ -137,11 +137,14 @@ def changes(
 
 def newest_frozen_spec(platform: Platform, model: str) -> ModelSpec | None:
     """What the newest release of a model froze, if it can be read."""
-    releases = platform.columns.releases(model)
-    if not releases:
+    own = [
+        key for key in platform.columns.releases(model)
+        if Release.parse(key).follows_spec
+    ]  # fmt: skip
+    if not own:
         return None
     try:
-        return platform.spec(releases[-1])
+        return platform.spec(own[-1])
     except SpecError as error:  # as another version of the platform froze it
         logger.warning("taking the spec of %s for a changed one: %s", model, error)
         return None

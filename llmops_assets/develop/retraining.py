@@ -30,8 +30,6 @@ from llmops_assets.storage.store import content_digest
 
 CLOCK_CHANGE = timedelta(hours=3)
 """More than any time zone's clock is ever put back at once."""
-NOT_OF_THE_SPEC = "vt"
-"""Origins of releases that do not follow the spec as it was when they were made."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +145,7 @@ def _in_utc(times: Iterable[datetime]) -> Iterator[datetime]:
 
 def _newest_checkpoint(columns: Columns, model: str) -> str | None:
     for key in reversed(columns.releases(model)):
-        origin = Release.parse(key).origin[0]
-        if origin not in NOT_OF_THE_SPEC and columns.find(key, "checkpoint") is not None:
+        if Release.parse(key).follows_spec and columns.find(key, "checkpoint") is not None:
             return key
     return None
 

@@ -29,10 +29,14 @@ def find_source(settings: Settings, path: Path, repository: Path | None = None) 
     allowed = [*places, *([settings.sources] if settings.sources is not None else [])]
     for place in places:
         found = (place / path).resolve()
-        if not any(found.is_relative_to(folder.resolve()) for folder in allowed):
+        inside = [folder for folder in allowed if _shows(folder, found)]
+        in_tree = repository is not None and found.is_relative_to(repository.resolve())
+        if not inside or (found.is_relative_to(settings.state) and not in_tree):
             raise DataError(
                 f"A spec may not take weights or data from {found}",
-                expected="a path below " + " or ".join(str(folder) for folder in allowed),
+                expected="a path below "
+                + " or ".join(str(folder) for folder in allowed)
+                + ", no part of it hidden",
                 found=path,
                 cure="move it there, or set LLMOPS_SOURCES to a folder that specs may take from",
             )
@@ -43,6 +47,16 @@ def find_source(settings: Settings, path: Path, repository: Path | None = None) 
         expected="a file or folder",
         cure="correct the path in the spec; it counts from the folder that holds models/",
     )
+
+
+def _shows(folder: Path, found: Path) -> bool:
+    """Whether a path is below a folder, and not in what it hides.
+
+    A checkout may hold keys, and other repositories, in files with a dot.
+    """
+    if not found.is_relative_to(folder.resolve()):
+        return False
+    return not any(part.startswith(".") for part in found.relative_to(folder.resolve()).parts)
 
 
 def hold_still(path: Path, digest: str) -> None:

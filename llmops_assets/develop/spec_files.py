@@ -10,7 +10,7 @@ from llmops_assets.errors import SpecError
 from llmops_assets.git import read_blobs, read_git
 from llmops_assets.spec import ModelSpec, parse_spec
 
-LARGEST_SPEC_BYTES = 1_000_000
+LARGEST_SPEC_BYTES = 128 * 1024
 REGULAR_FILES = ("100644", "100755")
 PARSED_AT_MOST = 10_000
 

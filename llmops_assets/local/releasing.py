@@ -17,7 +17,7 @@ from llmops_assets.platform import Platform
 from llmops_assets.release import Release
 from llmops_assets.serving.routes import Route
 from llmops_assets.settings import Settings
-from llmops_assets.triggers.requests import REQUESTED_BY_TAG
+from llmops_assets.triggers.requests import RELEASE_TAG, REQUESTED_BY_TAG
 
 RELEASE_JOB = "release"
 
@@ -85,7 +85,7 @@ def start_release(
         RELEASE_JOB,
         release,
         {"ops": {"model_spec": {"config": config}}} if config else {},
-        {REQUESTED_BY_TAG: requested_by},
+        {REQUESTED_BY_TAG: requested_by, RELEASE_TAG: release},
     )
 
 

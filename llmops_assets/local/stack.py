@@ -336,6 +336,8 @@ def _environment(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]
         **ours,
         "DAGSTER_HOME": str(settings.dagster_home),
         "DAGSTER_DISABLE_TELEMETRY": "true",
+        # A tick of the git trigger makes several calls, each of which may take this long.
+        "DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS": str(max(60, int(8 * settings.git_timeout_seconds))),
         "MLFLOW_TRACKING_URI": _url(settings, ports[MLFLOW]),
         # Its job runner doubles the time to start, and runs nothing here.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

@@ -10,13 +10,14 @@ from llmops_assets.deploy.approval import (
     read_decision,
     verify,
 )
-from llmops_assets.errors import ApprovalError, TriggerError
+from llmops_assets.errors import ApprovalError, ArtifactCorruptError, TriggerError
 from llmops_assets.jobs import asset_jobs
-from llmops_assets.partitions import RELEASES
 from llmops_assets.platform import Platform
+from llmops_assets.release import Release
 from llmops_assets.storage.store import LogEntry
 from llmops_assets.triggers.cursors import Cursor
 from llmops_assets.triggers.requests import (
+    AGAIN,
     EVENT_TAG,
     REQUESTED_BY_TAG,
     RUNS_PER_TICK,
@@ -25,13 +26,11 @@ from llmops_assets.triggers.requests import (
 
 DECISION_TAG = "llmops/decision"
 """What was decided by whom about which package, as a digest."""
-UNDER_WAY_OR_DONE = (
+UNDER_WAY = (
     DagsterRunStatus.QUEUED,
-    DagsterRunStatus.NOT_STARTED,
     DagsterRunStatus.MANAGED,
     DagsterRunStatus.STARTING,
     DagsterRunStatus.STARTED,
-    DagsterRunStatus.SUCCESS,
 )
 
 
@@ -39,6 +38,8 @@ class ApprovalCursor(Cursor):
     """How many of the recorded decisions were looked at."""
 
     seen: int
+    last: str | None = None
+    """Digest of the newest of them, by which a log that was put back shows."""
 
 
 @dg.sensor(
@@ -59,16 +60,20 @@ def approval(
     """Asks for the promotion of every release that a new decision approves."""
     cursor = ApprovalCursor.from_json(context.cursor)
     if cursor is None:
-        return outcome([], ApprovalCursor(seen=len(list(platform.store.log(APPROVALS_LOG)))))
+        known = list(platform.store.log(APPROVALS_LOG))
+        last = known[-1].digest if known else None
+        return outcome([], ApprovalCursor(seen=len(known), last=last))
     entries = _unseen(platform, cursor)
     if not entries:
         return dg.SkipReason("Nobody has decided anything since.")
     # The last word about each release, also if this tick does not come to it.
     last = {str(entry.record.get("release")): entry.sequence for entry in entries}
     runs: list[dg.RunRequest] = []
+    seen = cursor
     for entry in entries:
         if len(runs) == RUNS_PER_TICK:
-            return outcome(runs, ApprovalCursor(seen=entry.sequence))
+            return outcome(runs, seen)
+        seen = ApprovalCursor(seen=entry.sequence + 1, last=entry.digest)
         try:
             decision = read_decision(entry.record)
             if last[decision.release] != entry.sequence:
@@ -76,45 +81,59 @@ def approval(
                                  "somebody decided anew")  # fmt: skip
                 continue
             verified = verify(platform, decision)
-        except ApprovalError as error:
+        except (ApprovalError, ArtifactCorruptError) as error:
+            # Of one release; the others' decisions count all the same.
             context.log.warning(f"decision {entry.sequence}: {error}")
             continue
-        if _can_promote(context, decision):
+        if _is_news(context, platform, decision):
             runs.append(_promotion(entry, decision, verified))
-    return outcome(runs, ApprovalCursor(seen=entries[-1].sequence + 1))
+    return outcome(runs, seen)
 
 
 def _unseen(platform: Platform, cursor: ApprovalCursor) -> list[LogEntry]:
     """Decisions after the cursor.
 
     Raises:
-        TriggerError: there are fewer than the cursor has seen; new ones would be missed.
+        TriggerError: the log is another one than the cursor has seen; new decisions would be
+            missed, or old ones taken for new.
     """
-    before = max(cursor.seen - 1, 0)
-    entries = list(platform.store.log(APPROVALS_LOG, start=before))
-    if cursor.seen > 0 and not entries:
+    entries = list(platform.store.log(APPROVALS_LOG, start=max(cursor.seen - 1, 0)))
+    if cursor.seen == 0:
+        return entries
+    if not entries or (cursor.last is not None and entries[0].digest != cursor.last):
         raise TriggerError(
-            "The store has fewer decisions than this sensor has seen",
-            expected=f"{cursor.seen} or more in the log {APPROVALS_LOG}",
+            "The store has other decisions than this sensor has seen",
+            expected=f"{cursor.seen} or more in the log {APPROVALS_LOG}, of which one is "
+            f"{cursor.last}",
+            found=f"{entries[0].digest} in its place" if entries else "fewer",
             cure="restore the store whole; or clear the cursor on the sensor's page in Dagster, "
             "and record again what was decided since",
         )
-    return [entry for entry in entries if entry.sequence >= cursor.seen]
+    return entries[1:]
 
 
-def _can_promote(context: dg.SensorEvaluationContext, decision: RecordedDecision) -> bool:
-    """Whether a run would find its partition, and no other does the same."""
-    instance, release = context.instance, decision.release
-    if not instance.has_dynamic_partition(str(RELEASES.name), release):
-        context.log.warning(f"{release} is no partition of Dagster any more; nothing starts")
+def _is_news(
+    context: dg.SensorEvaluationContext, platform: Platform, decision: RecordedDecision
+) -> bool:
+    """Whether nothing came of the decision yet, by what Dagster and the store say."""
+    taken = platform.columns.find(decision.release, "production_approval")
+    if (
+        taken is not None
+        and taken.finished >= decision.time
+        and (Approval.model_validate(taken.facts).package == decision.package)
+    ):
+        # Dagster's records may be older than that, from a backup.
+        context.log.info(f"{decision.release} was decided about since; nothing starts")
         return False
+    model = Release.parse(decision.release).model
+    statuses: list[DagsterRunStatus] = [*UNDER_WAY]
+    if platform.serving_package(model) == decision.package:
+        statuses.append(DagsterRunStatus.SUCCESS)
     filters = dg.RunsFilter(
-        job_name="promote",
-        tags={DECISION_TAG: decision.identity},
-        statuses=list(UNDER_WAY_OR_DONE),
+        job_name="promote", tags={DECISION_TAG: decision.identity}, statuses=statuses
     )
-    if instance.get_run_records(filters, limit=1):
-        context.log.info(f"{release} is being promoted, or was, by the same decision")
+    if context.instance.get_run_records(filters, limit=1):
+        context.log.info(f"{decision.release} is being promoted, or serves, by the same decision")
         return False
     return True
 
@@ -135,5 +154,6 @@ def _promotion(entry: LogEntry, decision: RecordedDecision, verified: Approval) 
             REQUESTED_BY_TAG: verified.approver,
             EVENT_TAG: f"approved by {verified.approver}",
             DECISION_TAG: decision.identity,
+            **AGAIN,
         },
     )

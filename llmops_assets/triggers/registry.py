@@ -41,8 +41,9 @@ class RegistryCursor(Cursor):
     "model's current spec, through every gate, to staging. Versions that this platform "
     "registered itself (tag llmops.release) are left alone. So are versions that were there "
     "before the sensor first ran, or before the model first had a spec; while a spec is not "
-    "valid, its versions wait. Numbers are what counts: versions of a registered model that was "
-    "deleted and made again wait until they pass the highest number before. The registry is "
+    "valid, its versions wait. Numbers are what counts: of a registered model that was deleted and "
+    "made again, or of a registry put back from a backup, versions up to the highest number "
+    "before are left alone. The registry is "
     "asked every LLMOPS_REGISTRY_POLL_SECONDS, and at once after a webhook "
     "(LLMOPS_WEBHOOK_SECRET; docs/registries.md). To switch it off, stop this sensor.",
 )
@@ -62,6 +63,12 @@ def registry(
     models = branch.current_specs(platform.settings).keys()
     head = branch.head_commit(platform.settings)
     begun = begin(platform.registry, watch, models)
+    for model in sorted(begun.models.keys() - watch.models.keys()):
+        if (highest := begun.models[model].highest) > 0:
+            context.log.info(
+                f"{model} is new here; its versions up to {highest} were registered before. "
+                f"For one of them: llmops release {model}.vNUMBER"
+            )
     news = look(
         platform.registry,
         begun,

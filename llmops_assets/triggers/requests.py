@@ -13,8 +13,14 @@ from llmops_assets.triggers.cursors import Cursor
 
 REQUESTED_BY_TAG = "llmops/requested_by"
 """Who asked for a run: a person, or the trigger when it was nobody."""
+RELEASE_TAG = "llmops/release"
+"""Of runs of the job `release`: those of one release run one after the other (dagster.yaml)."""
+AGAIN = {"dagster/max_retries": "2", "dagster/retry_strategy": "ALL_STEPS"}
+"""Tags of runs that nobody waits for: one whose worker is lost is asked for again. One that
+ends with a failed step or gate is not (dagster.yaml)."""
 EVENT_TAG = "llmops/event"
 """What happened, in a few words; `llmops triggers` shows it."""
+SUBMITTED = frozenset(dg.DagsterRunStatus) - {dg.DagsterRunStatus.NOT_STARTED}
 RUNS_PER_TICK = 25
 """A tick asks for no more, so that it ends in time; the next one goes on."""
 
@@ -33,19 +39,26 @@ def release_run(
         job_name="release",
         partition_key=release.key,
         run_config={"ops": {"model_spec": {"config": dict(config)}}},
-        tags={REQUESTED_BY_TAG: requested_by, EVENT_TAG: event},
+        tags={REQUESTED_BY_TAG: requested_by, EVENT_TAG: event, RELEASE_TAG: release.key, **AGAIN},
     )
 
 
 def was_requested(instance: dg.DagsterInstance, job: str, partition: str) -> bool:
-    """Whether somebody, this trigger or another or CI, asked for the run before."""
-    filters = dg.RunsFilter(job_name=job, tags={"dagster/partition": partition})
+    """Whether somebody, this trigger or another or CI, asked for the run before.
+
+    One that a killed daemon made and did not submit does not count: Dagster submits it when
+    it is asked for again.
+    """
+    filters = dg.RunsFilter(
+        job_name=job, tags={"dagster/partition": partition}, statuses=list(SUBMITTED)
+    )
     return bool(instance.get_run_records(filters, limit=1))
 
 
 def outcome(runs: Sequence[dg.RunRequest], cursor: Cursor) -> dg.SensorResult:
     """A tick's result: runs, the partitions that they need, and what to remember."""
-    keys = [run.partition_key for run in runs if run.job_name == "release" and run.partition_key]
+    # Also of releases that are there already: somebody may have taken their partition away.
+    keys = [run.partition_key for run in runs if run.partition_key]
     return dg.SensorResult(
         run_requests=list(runs),
         dynamic_partitions_requests=[RELEASES.build_add_request(keys)] if keys else [],

@@ -19,7 +19,6 @@ REQUESTED_BY = "toolchain_bump"
 LOG = "triggers/toolchain_bump"
 UNDER_WAY = (
     DagsterRunStatus.QUEUED,
-    DagsterRunStatus.NOT_STARTED,
     DagsterRunStatus.MANAGED,
     DagsterRunStatus.STARTING,
     DagsterRunStatus.STARTED,

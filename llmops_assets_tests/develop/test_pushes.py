@@ -189,8 +189,10 @@ def rig(tmp_path: Path, remote: Pushes) -> Rig:
 
 def test_where_the_old_commit_is_gone_releases_say_what_was(rig: Rig, remote: Pushes) -> None:
     """A deleted state folder and a rewritten branch together: still only what changed."""
-    rig.freeze("parrot.v1", spec_of("parrot"))
-    rig.freeze("raven.v1", spec_of("raven"))
+    rig.freeze("parrot.m20260101t000000", spec_of("parrot"))
+    rig.freeze("raven.m20260101t000000", spec_of("raven"))
+    # Whose weights are not the spec's.
+    rig.freeze("raven.v1", spec_of("raven", accuracy="0.99"))
     new = remote.push(parrot=spec_of("parrot", accuracy="0.95"), owl=spec_of("owl"))
     branch.fetch(rig.platform.settings)
     push = pushes.push_between(rig.platform.settings, "f" * 40, new)

@@ -218,6 +218,11 @@ def test_sources_of_a_release_come_from_its_commit_first(tmp_path: Path) -> None
     for path in ("out/hostname", "/etc/hostname", "../other", "../../../../../etc/hostname"):
         with pytest.raises(DataError, match="may not take"):
             find_source(settings, Path(path), tree)
+    (checkout / ".env").write_text("KEY=1")
+    (settings.state / "store").mkdir(parents=True)
+    for path in (".env", str(settings.state / "store")):
+        with pytest.raises(DataError, match="may not take"):
+            find_source(settings, Path(path), tree)
     for path in ("nothing", "escape"):
         with pytest.raises(DataError, match="There is nothing at"):
             find_source(settings, Path(path), tree)

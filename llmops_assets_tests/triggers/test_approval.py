@@ -10,9 +10,16 @@ import dagster as dg
 import pytest
 from dagster import DagsterRunStatus
 
-from llmops_assets.deploy.approval import APPROVALS_LOG, RecordedDecision, record_approval
+from llmops_assets.deploy.approval import (
+    APPROVALS_LOG,
+    RecordedDecision,
+    read_decision,
+    record_approval,
+    verify,
+)
 from llmops_assets.errors import TriggerError
 from llmops_assets.partitions import RELEASES
+from llmops_assets.storage.columns import Action
 from llmops_assets.storage.store import LogEntry, digest_of
 from llmops_assets.triggers import approval as trigger
 from llmops_assets.triggers.requests import EVENT_TAG, REQUESTED_BY_TAG, RUNS_PER_TICK
@@ -137,15 +144,16 @@ def test_later_decision_about_a_release_wins(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     ("status", "runs"),
     [
-        (DagsterRunStatus.NOT_STARTED, 0),
+        (DagsterRunStatus.STARTING, 0),
         (DagsterRunStatus.STARTED, 0),
-        (DagsterRunStatus.SUCCESS, 0),
+        # It served, and was rolled back since.
+        (DagsterRunStatus.SUCCESS, 1),
         (DagsterRunStatus.FAILURE, 1),
         (DagsterRunStatus.CANCELED, 1),
     ],
 )
 def test_same_decision_again(daemon: Daemon, status: DagsterRunStatus, runs: int) -> None:
-    """A second click does nothing; after a failure it is how people try again."""
+    """A second click does nothing; afterwards it is how people try again."""
     record(daemon)
     assert len(daemon.tick(status)) == 1
     record(daemon)
@@ -162,7 +170,6 @@ def test_daemon_that_dies_between_tick_and_run_asks_again(daemon: Daemon) -> Non
     (run,) = daemon.tick()
     assert [again.run_key for again in lost.run_requests or ()] == [run.run_key]
     daemon.cursor = trigger.ApprovalCursor(seen=0).to_json()
-    daemon.run_keys = set()
     assert daemon.tick() == []
 
 
@@ -180,12 +187,40 @@ def test_many_decisions_take_several_ticks(rig: Rig, daemon: Daemon) -> None:
     assert first + [key for _ in range(3) for key in keys(daemon.tick())] == releases[1:]
 
 
-def test_release_that_dagster_does_not_know_is_passed(daemon: Daemon) -> None:
-    """An archived one: a request for an unknown partition would fail every later tick."""
+def test_release_that_dagster_does_not_know_is_made_known(daemon: Daemon) -> None:
+    """A request for an unknown partition would fail every later tick; the decision counts."""
     daemon.instance.delete_dynamic_partition(str(RELEASES.name), RELEASE)
     record(daemon)
     record(daemon, release="parrot.v2")
-    assert keys(daemon.tick()) == ["parrot.v2"]
+    assert keys(daemon.tick()) == [RELEASE, "parrot.v2"]
+
+
+def test_decision_that_was_taken_is_not_taken_again(rig: Rig, daemon: Daemon) -> None:
+    """Dagster's database is put back to a day before the promotion, the store is not."""
+    record(daemon)
+    before = daemon.cursor
+    rig.platform.columns.record(
+        RELEASE,
+        Action("production_approval", "application/vnd.llmops.approval.v1"),
+        verify(rig.platform, read_decision(
+            next(iter(rig.platform.store.log(APPROVALS_LOG))).record
+        )),
+        datetime.now(UTC),
+    )  # fmt: skip
+    daemon.cursor = before
+    assert daemon.tick() == []
+    record(daemon, "carol")
+    assert keys(daemon.tick()) == [RELEASE], "decided anew"
+
+
+def test_log_with_other_decisions_fails_the_tick(daemon: Daemon) -> None:
+    """A store put back from a backup, with as many decisions by now as the cursor has seen."""
+    record(daemon)
+    daemon.tick()
+    daemon.cursor = trigger.ApprovalCursor(seen=1, last=digest_of(b"another")).to_json()
+    record(daemon, "carol", release="parrot.v2")
+    with pytest.raises(TriggerError, match="other decisions"):
+        daemon.tick()
 
 
 def test_store_with_fewer_decisions_fails_the_tick(daemon: Daemon) -> None:
@@ -193,7 +228,7 @@ def test_store_with_fewer_decisions_fails_the_tick(daemon: Daemon) -> None:
     record(daemon)
     daemon.tick()
     daemon.cursor = trigger.ApprovalCursor(seen=7).to_json()
-    with pytest.raises(TriggerError, match="fewer decisions"):
+    with pytest.raises(TriggerError, match="other decisions"):
         daemon.tick()
 
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
 from dagster import DagsterInstance
 
 from llmops_assets.definitions import definitions_for
 from llmops_assets.develop import branch
 from llmops_assets.develop.specs import SOURCE_FILE, SpecSource
 from llmops_assets.errors import TriggerError
+from llmops_assets.local.databases import DAGSTER_CONFIGURATION
 from llmops_assets.partitions import RELEASES
 from llmops_assets.platform import Platform
 from llmops_assets.settings import Settings
@@ -82,10 +84,12 @@ class Daemon:
                 self.submitted(str(run.partition_key))
         return sorted(str(run.partition_key) for run in runs if run.job_name == "release")
 
-    def submitted(self, release: str) -> None:
+    def submitted(
+        self, release: str, status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED
+    ) -> None:
         """Puts a run of the release on record, as whoever launches one does."""
         tags = {"dagster/partition": release}
-        self.instance.add_run(dg.DagsterRun(job_name="release", tags=tags))
+        self.instance.add_run(dg.DagsterRun(job_name="release", tags=tags, status=status))
 
     @property
     def reviews(self) -> list[str]:
@@ -200,6 +204,26 @@ def test_release_that_ci_started_is_not_started_again(daemon: Daemon, remote: Pu
     )
     daemon.submitted(f"parrot.g{head[:12]}")
     assert daemon.tick() == [f"raven.g{head[:12]}"]
+
+
+def test_run_that_a_killed_daemon_left_is_asked_for_again(daemon: Daemon, remote: Pushes) -> None:
+    """Made, and never submitted: Dagster submits it under the same key, if it is asked."""
+    head = remote.push(parrot=spec_of("parrot", accuracy="0.95"))
+    daemon.submitted(f"parrot.g{head[:12]}", dg.DagsterRunStatus.NOT_STARTED)
+    assert daemon.tick() == [f"parrot.g{head[:12]}"]
+
+
+def test_lost_workers_are_replaced_and_failed_gates_are_not(daemon: Daemon, remote: Pushes) -> None:
+    """By tags, as Dagster's own retries read them; two runs of one release never run at once."""
+    remote.push(parrot=spec_of("parrot", accuracy="0.95"))
+    daemon.tick()
+    (run,) = (run for run in daemon.runs.values() if run.job_name == "release")
+    assert run.tags["dagster/max_retries"] == "2"
+    assert run.tags["llmops/release"] == run.partition_key
+    configured = yaml.safe_load(DAGSTER_CONFIGURATION.read_text())
+    assert configured["run_retries"]["retry_on_asset_or_op_failure"] is False
+    (limit,) = configured["concurrency"]["runs"]["tag_concurrency_limits"]
+    assert (limit["key"], limit["limit"]) == ("llmops/release", 1)
 
 
 def test_many_specs_take_several_ticks_while_the_branch_moves_on(
