@@ -44,6 +44,7 @@ METRICS = {
 }  # fmt: skip
 TOKENIZER_CONFIG = "repository/parrot/version/tokenizer_config.json"
 PACKAGE: Mapping[str, str | bytes] = {
+    "package.json": "{}",
     "repository/parrot/config.pbtxt": 'name: "parrot"',
     "repository/parrot/version/engine/model.onnx": bytes(range(256)),
     TOKENIZER_CONFIG: '{"eos_token": "</s>"}',

@@ -65,6 +65,7 @@ class Ticks:
             assert request.partition_key is not None
             self.instance.create_run_for_job(
                 job_def=release,
+                status=dg.DagsterRunStatus.STARTED,
                 tags={**request.tags, "dagster/partition": request.partition_key},
             )
 
