@@ -264,8 +264,8 @@ def bad_type(bill: dict[str, Any]) -> None:
     ("tamper", "note"),
     [
         (other_package, f"about the package sha256:{'0' * 64}"),
-        (other_file, f"config.pbtxt is sha256:{'0' * 64} in it and sha256:"),
-        (lost_file, "model.onnx is not there in it"),
+        (other_file, f"package.json is sha256:{'0' * 64} in it and sha256:"),
+        (lost_file, "config.pbtxt is not there in it"),
         (bad_type, "ML-BOM: $.metadata.component"),
     ],
 )
