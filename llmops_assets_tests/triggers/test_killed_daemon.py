@@ -86,7 +86,11 @@ def watched() -> Iterator[Watched]:
     try:
         stack.up(settings, print)
         watched = Watched(settings)
-        watched.wait_until("the first tick", lambda: len(watched.ticks()) > 0)
+        # Which takes what is registered by then for known.
+        watched.wait_until(
+            "the end of the first tick",
+            lambda: any(tick.status is TickStatus.SKIPPED for tick in watched.ticks()),
+        )
         yield watched
         watched.dagster.dispose()
     finally:
