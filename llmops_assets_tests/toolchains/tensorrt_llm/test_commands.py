@@ -20,15 +20,15 @@ from llmops_assets.toolchains.tensorrt_llm.commands import (
 )
 from llmops_assets_tests.toolchains.tensorrt_llm.engines import CALIBRATION, engine
 
-CHECKPOINT = Path("/work/checkpoint")
-CONVERTED = Path("/work/converted")
-ENGINE = Path("/work/engine")
-DATA = Path("/work/calibration")
-TIMINGS = Path("/work/timings.cache")
+CHECKPOINT = Path("/data/checkpoint")
+CONVERTED = Path("/data/converted")
+ENGINE = Path("/data/engine")
+DATA = Path("/data/calibration")
+TIMINGS = Path("/data/timings.cache")
 EXAMPLES = Path("/app/examples")
 PYTHON = Path("/usr/bin/python3")
 
-PLACES = "--model_dir /work/checkpoint --output_dir /work/converted"
+PLACES = "--model_dir /data/checkpoint --output_dir /data/converted"
 CALIBRATED = "--calib_size 512 --calib_max_seq_length 512 --batch_size 1 --seed 1234"
 CORE = "models/core/{}/convert_checkpoint.py"
 
@@ -50,7 +50,7 @@ def quantizes(family: str, flags: str, ranks: str = "1 1 1", **section: Any) -> 
     tensor, pipeline, context = ranks.split()
     qformat, _, rest = flags.partition(" ")
     cache, _, dtype = rest.partition(" ")
-    places = f"{PLACES} --qformat {qformat} --calib_dataset /work/calibration"
+    places = f"{PLACES} --qformat {qformat} --calib_dataset /data/calibration"
     kv = "" if cache == "-" else f" --kv_cache_dtype {cache}"
     return Case(
         {"family": family, "calibration": CALIBRATION, **section},
@@ -247,9 +247,9 @@ def test_conversion(case: Case) -> None:
 
 
 DEFAULT_BUILD = {
-    "checkpoint_dir": "/work/converted",
-    "output_dir": "/work/engine",
-    "output_timing_cache": "/work/timings.cache",
+    "checkpoint_dir": "/data/converted",
+    "output_dir": "/data/engine",
+    "output_timing_cache": "/data/timings.cache",
     "max_batch_size": "64",
     "max_input_len": "1024",
     "max_seq_len": "2048",
@@ -342,8 +342,8 @@ def test_build(section: Mapping[str, Any], changed: Mapping[str, str]) -> None:
 
 def test_build_starts_from_earlier_timings() -> None:
     """Without them every build of the same layers measures its kernels again."""
-    command = build_command(engine(), CONVERTED, ENGINE, TIMINGS, Path("/work/earlier.cache"))
-    assert command[command.index("--input_timing_cache") + 1] == "/work/earlier.cache"
+    command = build_command(engine(), CONVERTED, ENGINE, TIMINGS, Path("/data/earlier.cache"))
+    assert command[command.index("--input_timing_cache") + 1] == "/data/earlier.cache"
     assert "--input_timing_cache" not in build_command(engine(), CONVERTED, ENGINE, TIMINGS)
 
 
@@ -356,7 +356,7 @@ def test_what_a_spec_says_of_calibration_is_passed_on() -> None:
     assert command[-8:] == wanted.split()
 
 
-@pytest.mark.parametrize("data", [None, Path("/work/cnn_dailymail"), Path("/work/ScienceQA/rows")])
+@pytest.mark.parametrize("data", [None, Path("/data/cnn_dailymail"), Path("/data/ScienceQA/rows")])
 def test_public_calibration_data_is_refused(data: Path | None) -> None:
     """quantize.py downloads its default, and reads a path with such a name as that data set."""
     section = engine(quantization="fp8", calibration=CALIBRATION)
