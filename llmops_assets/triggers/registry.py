@@ -63,12 +63,13 @@ def registry(
     models = branch.current_specs(platform.settings).keys()
     head = branch.head_commit(platform.settings)
     begun = begin(platform.registry, watch, models)
-    for model in sorted(begun.models.keys() - watch.models.keys()):
-        if (highest := begun.models[model].highest) > 0:
-            context.log.info(
-                f"{model} is new here; its versions up to {highest} were registered before. "
-                f"For one of them: llmops release {model}.vNUMBER"
-            )
+    added = sorted(begun.models.keys() - watch.models.keys())
+    before = [f"{model} up to {high}" for model in added if (high := begun.models[model].highest)]
+    if cursor is not None and before:
+        context.log.info(
+            f"Registered before their specs were seen, and left alone: {', '.join(before[:20])} "
+            f"({len(before)} models). For one version: llmops release MODEL.vNUMBER"
+        )
     news = look(
         platform.registry,
         begun,
