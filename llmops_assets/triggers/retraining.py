@@ -80,4 +80,7 @@ def retraining(
     if len(waiting) > len(batch):
         rest = RetrainingCursor(looked=cursor.looked, towards=until, done=batch[-1].model)
         return outcome(runs, rest)
-    return outcome(runs, RetrainingCursor(looked=until))
+    after = RetrainingCursor(looked=until)
+    if not runs:
+        return dg.SensorResult(skip_reason="No schedule has come due.", cursor=after.to_json())
+    return outcome(runs, after)
