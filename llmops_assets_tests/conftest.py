@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
-from llmops_assets.tools import module_command
-
 from .release_rig import Rig
-
-MLFLOW_START_SECONDS = 120
 
 
 def free_port() -> int:
@@ -46,53 +38,11 @@ def packages(rig: Rig) -> None:
 @pytest.fixture(scope="session")
 def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real MLflow server of the test session's own."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    port = free_port()
-    command = module_command(
-        "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination", folder / "artifacts", "--serve-artifacts",
-    )  # fmt: skip
-    environment = {
-        **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+    from .plain_mlflow import MLflowServer  # which imports MLflow, as few tests need
+
+    server = MLflowServer(tmp_path_factory.mktemp("mlflow"), free_port())
     try:
-        deadline = time.monotonic() + MLFLOW_START_SECONDS
-        while not _answers(f"http://127.0.0.1:{port}/health"):
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
+        server.serve({})
+        yield server.url
     finally:
-        _end(process)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=2).status_code == httpx.codes.OK
-    except httpx.TransportError:
-        return False
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends the server with its workers, which are its children."""
-    import psutil
-
-    family = (
-        [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
-    )
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(10)
-    for child in family:
-        if child.is_running():
-            child.kill()
+        server.kill()

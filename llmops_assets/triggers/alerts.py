@@ -12,7 +12,7 @@ from llmops_assets.platform import Platform
 from llmops_assets.storage.store import Store
 from llmops_assets.triggers.alert_watch import Watched, look_at_alerts
 from llmops_assets.triggers.cursors import Cursor
-from llmops_assets.triggers.requests import EVENT_TAG, REQUESTED_BY_TAG, RUNS_PER_TICK
+from llmops_assets.triggers.requests import RUNS_PER_TICK, run_tags
 
 LOG = "triggers/alerts"
 
@@ -87,7 +87,7 @@ def alerts(
 
 
 def _run(incident: Incident) -> dg.RunRequest:
-    tags = {REQUESTED_BY_TAG: "alerts", EVENT_TAG: f"{incident.what} ({incident.model})"}
+    tags = run_tags(f"{incident.what} ({incident.model})", "alerts")
     if incident.job != rollback.name:
         return dg.RunRequest(
             run_key=incident.id, job_name=incident.job, partition_key=incident.release, tags=tags

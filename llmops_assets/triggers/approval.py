@@ -16,13 +16,7 @@ from llmops_assets.platform import Platform
 from llmops_assets.release import Release
 from llmops_assets.storage.store import LogEntry
 from llmops_assets.triggers.cursors import Cursor
-from llmops_assets.triggers.requests import (
-    AGAIN,
-    EVENT_TAG,
-    REQUESTED_BY_TAG,
-    RUNS_PER_TICK,
-    outcome,
-)
+from llmops_assets.triggers.requests import RUNS_PER_TICK, outcome, run_tags
 
 DECISION_TAG = "llmops/decision"
 """What was decided by whom about which package, as a digest."""
@@ -151,9 +145,7 @@ def _promotion(entry: LogEntry, decision: RecordedDecision, verified: Approval) 
         partition_key=decision.release,
         run_config={"ops": {"production_approval": {"config": config}}},
         tags={
-            REQUESTED_BY_TAG: verified.approver,
-            EVENT_TAG: f"approved by {verified.approver}",
+            **run_tags(f"approved by {verified.approver}", verified.approver),
             DECISION_TAG: decision.identity,
-            **AGAIN,
         },
     )

@@ -10,11 +10,10 @@ from llmops_assets.platform import Platform
 from llmops_assets.settings import Settings
 from llmops_assets.triggers.cursors import Cursor
 from llmops_assets.triggers.requests import (
-    EVENT_TAG,
-    REQUESTED_BY_TAG,
     RUNS_PER_TICK,
     outcome,
     release_run,
+    run_tags,
     was_requested,
 )
 
@@ -124,5 +123,5 @@ def _review(cursor: GitPushCursor, push: Push) -> dg.RunRequest:
         run_key=f"review:{cursor.pushes}:{push.commit}",
         job_name=REVIEW,
         run_config={"ops": {"pushed_specs": {"config": config}}},
-        tags={REQUESTED_BY_TAG: "git_push", EVENT_TAG: _event(push)},
+        tags=run_tags(_event(push), "git_push"),
     )

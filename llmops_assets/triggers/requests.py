@@ -15,14 +15,25 @@ REQUESTED_BY_TAG = "llmops/requested_by"
 """Who asked for a run: a person, or the trigger when it was nobody."""
 RELEASE_TAG = "llmops/release"
 """Of runs of the job `release`: those of one release run one after the other (dagster.yaml)."""
-AGAIN = {"dagster/max_retries": "2", "dagster/retry_strategy": "ALL_STEPS"}
-"""Tags of runs that nobody waits for: one whose worker is lost is asked for again. One that
-ends with a failed step or gate is not (dagster.yaml)."""
 EVENT_TAG = "llmops/event"
 """What happened, in a few words; `llmops triggers` shows it."""
 SUBMITTED = frozenset(dg.DagsterRunStatus) - {dg.DagsterRunStatus.NOT_STARTED}
 RUNS_PER_TICK = 25
 """A tick asks for no more, so that it ends in time; the next one goes on."""
+
+
+def run_tags(event: str, requested_by: str) -> dict[str, str]:
+    """Tags of a run that a trigger asks for.
+
+    Nobody waits for it, so one whose worker is lost is made again; one that ends with a
+    failed step or gate is not (dagster.yaml).
+    """
+    return {
+        REQUESTED_BY_TAG: requested_by,
+        EVENT_TAG: event,
+        "dagster/max_retries": "2",
+        "dagster/retry_strategy": "ALL_STEPS",
+    }
 
 
 def release_run(
@@ -39,7 +50,7 @@ def release_run(
         job_name="release",
         partition_key=release.key,
         run_config={"ops": {"model_spec": {"config": dict(config)}}},
-        tags={REQUESTED_BY_TAG: requested_by, EVENT_TAG: event, RELEASE_TAG: release.key, **AGAIN},
+        tags={**run_tags(event, requested_by), RELEASE_TAG: release.key},
     )
 
 
@@ -58,7 +69,8 @@ def was_requested(instance: dg.DagsterInstance, job: str, partition: str) -> boo
 def outcome(runs: Sequence[dg.RunRequest], cursor: Cursor) -> dg.SensorResult:
     """A tick's result: runs, the partitions that they need, and what to remember."""
     # Also of releases that are there already: somebody may have taken their partition away.
-    keys = [run.partition_key for run in runs if run.partition_key]
+    # Each once: Dagster's database refuses one that a request names twice.
+    keys = sorted({run.partition_key for run in runs if run.partition_key})
     return dg.SensorResult(
         run_requests=list(runs),
         dynamic_partitions_requests=[RELEASES.build_add_request(keys)] if keys else [],
