@@ -130,6 +130,7 @@ def test_route_moves_within_the_tick_and_a_run_follows(
     (run,) = daemon.tick()
     assert run.job_name == "rollback"
     assert run.partition_key is None
+    assert run.tags["dagster/max_retries"] == "2", "it is made again if its worker is lost"
     assert run.run_config["ops"]["roll_back_route"]["config"] == {
         "model": MODEL,
         "reason": "ErrorRate: half of the answers fail",
