@@ -14,7 +14,9 @@ writer changes.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -162,32 +164,36 @@ class FolderStore:
             if path.is_file() and (digest := self.resolve(name)) is not None:
                 yield name, digest
 
-    def append(self, log: str, record: Record) -> LogEntry:
-        digest = self._put_bytes(canonical_json(record))
+    def append(self, log: str, record: Record, at: int | None = None) -> LogEntry:
         folder = self.root / "logs" / check_name(log)
         folder.mkdir(parents=True, exist_ok=True)
+        sequence = _length(folder) if at is None else at
+        if at is not None and at > 0 and not _place(folder, at - 1).exists():
+            raise _not_next(log, at, f"{_length(folder)} entries")
+        digest = self._put_bytes(canonical_json(record))
         with self._temporary_file() as (file, beside):
             file.write(digest.encode() + b"\n")
             _sync(file)
-            sequence = sum(1 for _ in folder.iterdir())
             while True:
                 try:
                     # Creating a link fails when the name exists: a conditional create.
-                    os.link(beside, folder / f"{sequence:012d}")
+                    os.link(beside, _place(folder, sequence))
                     break
-                except FileExistsError:
+                except FileExistsError as error:
+                    if at is not None:
+                        raise _not_next(log, at, "an entry of somebody else") from error
                     sequence += 1
         _sync_directory(folder)
         return LogEntry(sequence, digest, json.loads(canonical_json(record)))
 
     def log(self, log: str, start: int = 0) -> Iterator[LogEntry]:
         folder = self.root / "logs" / check_name(log)
-        if folder.is_dir():
-            first = f"{start:012d}"
-            wanted = (path for path in folder.iterdir() if path.name >= first and path.is_file())
-            for path in sorted(wanted):
-                digest = path.read_text(encoding="ascii").strip()
-                yield LogEntry(int(path.name), digest, self.record(digest))
+        for sequence in itertools.count(start):
+            try:
+                digest = _place(folder, sequence).read_text(encoding="ascii").strip()
+            except FileNotFoundError:
+                return  # sequence numbers have no gaps
+            yield LogEntry(sequence, digest, self.record(digest))
 
     def record(self, digest: str) -> Record:
         content = json.loads(self._read_blob(digest))
@@ -326,6 +332,30 @@ class FolderStore:
                 f"The store's lock {name} was not free within {LOCK_TIMEOUT_SECONDS:.0f} s",
                 cure="look for a stuck process of this platform and end it",
             ) from error
+
+
+def _place(log: Path, sequence: int) -> Path:
+    """Where a log has the entry with this number."""
+    return log / f"{sequence:012d}"
+
+
+def _length(log: Path) -> int:
+    """Number of entries, found without listing them: there are no gaps."""
+    beyond = 1
+    while _place(log, beyond - 1).exists():
+        beyond *= 2
+    return bisect.bisect_left(
+        range(beyond), True, key=lambda sequence: not _place(log, sequence).exists()
+    )
+
+
+def _not_next(log: str, at: int, found: str) -> RefConflictError:
+    return RefConflictError(
+        f"Somebody else wrote to the log {log}",
+        expected=f"place {at} as the next",
+        found=found,
+        cure="read it again and decide anew",
+    )
 
 
 def _regular_files(directory: Path) -> list[Path]:

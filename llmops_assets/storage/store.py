@@ -100,8 +100,17 @@ class Store(Protocol):
         """Refs below `prefix/` with their digests, by name."""
         ...
 
-    def append(self, log: str, record: Record) -> LogEntry:
-        """Adds a record at the log's next sequence number."""
+    def append(self, log: str, record: Record, at: int | None = None) -> LogEntry:
+        """Adds a record to a log.
+
+        Args:
+            log: its name.
+            record: what to add.
+            at: sequence number that the record must get; None for the next one.
+
+        Raises:
+            RefConflictError: `at` is not the log's next sequence number (any more).
+        """
         ...
 
     def log(self, log: str, start: int = 0) -> Iterator[LogEntry]:
