@@ -83,6 +83,10 @@ class ApprovalError(LLMOpsError):
     """There is no approval for exactly these bytes."""
 
 
+class EvidenceError(LLMOpsError):
+    """Evidence is missing, not signed by a trusted key, or does not fit together."""
+
+
 class SlotError(LLMOpsError):
     """A serving slot did not start, did not answer, or holds something else."""
 
