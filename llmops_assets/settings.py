@@ -75,6 +75,20 @@ class Settings(BaseSettings):
         description="Alertmanager whose alerts roll back or scale. Unset: the specs' service "
         "objectives, measured here, take its place.",
     )
+    keys: Path | None = Field(
+        default=None,
+        description="Folder of the keys that sign evidence and packages. Unset: keys in the "
+        "state folder.",
+    )
+    signer: str | None = Field(
+        default=None,
+        description="What signs evidence and packages: unix:/path of `llmops signer`, or a URI of "
+        "a key service such as awskms:... Unset: the key files in LLMOPS_KEYS.",
+    )
+    openlineage_url: str | None = Field(
+        default=None,
+        description="OpenLineage server that is told what was made from what. Unset: none is.",
+    )
     policy: Path | None = Field(
         default=None,
         description="YAML file of the organisation's policy: allowed licences, and floors that "
@@ -150,7 +164,7 @@ class Settings(BaseSettings):
         default=2, ge=1, description="CPU threads of one training, evaluation or serving process."
     )
 
-    @field_validator("state", "models", "sources", "policy", "aiperf", "timing_caches")
+    @field_validator("state", "models", "sources", "keys", "policy", "aiperf", "timing_caches")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         # Servers run with other working directories than the person who set this.
@@ -160,6 +174,16 @@ class Settings(BaseSettings):
     def store(self) -> Path:
         """Folder of the artifact store."""
         return self.state / "store"
+
+    @property
+    def key_folder(self) -> Path:
+        """Folder of the keys that sign evidence and packages, and of the trust root."""
+        return self.keys or self.state / "keys"
+
+    @property
+    def evidence_index(self) -> Path:
+        """The local index of the evidence log; outside the store, as it remembers the log."""
+        return self.state / "evidence" / "index.sqlite"
 
     @property
     def work(self) -> Path:

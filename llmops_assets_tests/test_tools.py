@@ -185,10 +185,14 @@ def test_no_secret_reaches_a_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     monkeypatch.setenv("LLMOPS_DAGSTER_TOKEN", "hunter2")
     monkeypatch.setenv("HF_TOKEN", "hunter2")
+    # Where the keys are, or who signs, is nothing that a tool needs to know.
+    monkeypatch.setenv("LLMOPS_KEYS", str(tmp_path / "keys"))
+    monkeypatch.setenv("LLMOPS_SIGNER", "unix:/run/llmops/signer.sock")
     code = "import json, os; json.dump(dict(os.environ), open('environ', 'w'))"
     run(tmp_path, python(code), environment={"OMP_NUM_THREADS": "2"})
     environ = json.loads((tmp_path / "work" / "environ").read_text())
     assert "hunter2" not in environ.values()
+    assert not [name for name in environ if name.startswith("LLMOPS_")]
     assert environ["PATH"] == os.environ["PATH"]
     assert environ["OMP_NUM_THREADS"] == "2"
     assert environ["HF_HUB_OFFLINE"] == "1"

@@ -11,6 +11,7 @@ from llmops_assets.build.packaging import PACKAGE_MEDIA_TYPE, tree_of
 from llmops_assets.develop.assets import HEAVY_POOL
 from llmops_assets.develop.harness_tasks import hold_tasks_still, task_digests
 from llmops_assets.evidence.gates import FITS_TARGET, REGISTERED
+from llmops_assets.evidence.package_signature import sign_once
 from llmops_assets.explained import explained
 from llmops_assets.partitions import RELEASES
 from llmops_assets.platform import Platform, frozen_spec
@@ -184,7 +185,7 @@ def packaged_model(
     checkpoint: ArtifactHandle,
     platform: dg.ResourceParam[Platform],
 ) -> dg.MaterializeResult[ArtifactHandle]:
-    """A Triton model repository: engine, config and tokenizer, without version or release."""
+    """A signed Triton model repository: engine, config and tokenizer, no version or release."""
     spec = platform.spec(context.partition_key)
     toolchain = toolchain_for(spec.engine, platform.settings)
 
@@ -204,8 +205,14 @@ def packaged_model(
         versions=toolchain.versions("packaged_model"),
     )
     result = produce(context, platform, action, package)
+    # Also of a package that another release made: with new keys it needs a new signature.
+    signature = sign_once(platform.store, result.artifact, platform.settings)
     tree = tree_of(platform.store.describe(result.artifact))
-    return materialized(platform, result, {"tree": dg.MetadataValue.md(f"```\n{tree}\n```")})
+    return materialized(
+        platform,
+        result,
+        {"tree": dg.MetadataValue.md(f"```\n{tree}\n```"), "signature": signature},
+    )
 
 
 @dg.asset(partitions_def=RELEASES, group_name=GROUP, owners=OWNERS, kinds={"json"}, pool=HEAVY_POOL)

@@ -15,6 +15,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from llmops_assets.errors import ArtifactCorruptError, SlotError
+from llmops_assets.evidence.keys import read_trust_root
+from llmops_assets.evidence.package_signature import require_signature, signed_files
 from llmops_assets.local import log_files
 from llmops_assets.local.ports import PortRequest, claim_ports, release_ports
 from llmops_assets.local.supervisor import Program, Supervisor
@@ -61,12 +63,17 @@ class SupervisedSlots:
             held = self.state(slot)
             if held.running and held.deployment == deployment and held.endpoint is not None:
                 return held.endpoint
+            # What is not signed must not end the server that is there.
+            signature = require_signature(self._store, package.digest)
+            signed_files(signature, read_trust_root(self._settings.key_folder), package.digest)
             _, directory = self._store.open(package.digest)
             name = program_name(slot)
             self._supervisor.remove(name)
             endpoint = self._claim(slot)
             folder = slot_folder(self._settings, slot)
-            slot_process.place(directory, package, deployment, slot.model, endpoint, folder)
+            slot_process.place(
+                directory, package, deployment, slot.model, endpoint, folder, signature
+            )
             log = self._supervisor.log(name)
             log_start = log_files.size(log)
             try:
@@ -143,7 +150,7 @@ class SupervisedSlots:
         """Waits until the slot's server is ready.
 
         Raises:
-            ArtifactCorruptError: the bytes in the slot are not the package's.
+            ArtifactCorruptError: the bytes in the slot are not those that were signed.
             SlotError: the server ended, or was not ready in time.
         """
         name = program_name(slot)
@@ -158,8 +165,8 @@ class SupervisedSlots:
                     raise ArtifactCorruptError(
                         f"Slot {slot} does not hold the package that was put there",
                         found=refusal,
-                        cure=f"check the disk and who can write to {self._settings.slots}, then "
-                        "deploy again",
+                        cure=f"check the disk and who can write to {self._settings.slots} and "
+                        f"{self._settings.key_folder}, then deploy again",
                     )
                 what = "ended while it loaded" if ended else f"was not ready within {timeout:.0f} s"
                 raise SlotError(

@@ -4,12 +4,15 @@ A slot's directory holds `slot.json` (`SlotFile`) and `package/`, a copy of all 
 package: `repository/`, the model repository with the version folder renamed to its number,
 and what its models read beside it, such as an engine; and its `package.json`, which says how
 it is served. A server in a container has `package/` mounted where the package's
-configurations look for it. `slot.json` is written last and removed first, so that a slot is
-either whole or empty, whenever the machine stops.
+configurations look for it. The package's signature lies beside it, in `model.sig`.
+`slot.json` is written last and removed first, so that a slot is either whole or empty,
+whenever the machine stops.
 
-`python -m llmops_assets.serving.slot_process SLOT_DIRECTORY` reads every byte in its
-final place and compares it with `slot.json`, then replaces itself by tritonserver. Bytes
-that were right when they were copied may be wrong when they are loaded, weeks later.
+`python -m llmops_assets.serving.slot_process SLOT_DIRECTORY` checks that `slot.json` lists
+exactly what a key of the trust root signed, reads every byte in its final place and
+compares it with `slot.json`, then replaces itself by tritonserver. Bytes that were right
+when they were copied may be wrong when they are loaded, weeks later. Each is read once:
+the digests that are compared with `slot.json` are the signed ones.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ from typing import NoReturn
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from llmops_assets.errors import ArtifactCorruptError, LLMOpsError, SlotError
+from llmops_assets.errors import ArtifactCorruptError, EvidenceError, LLMOpsError, SlotError
+from llmops_assets.evidence.keys import TrustRoot, read_trust_root
+from llmops_assets.evidence.package_signature import SIGNATURE_FILE, check_files, signed_files
 from llmops_assets.serving.package_description import PACKAGE_FILE
 from llmops_assets.serving.slots import Deployment, Endpoint
 from llmops_assets.serving.triton import (
@@ -42,7 +47,7 @@ SLOT_FILE = "slot.json"
 PACKAGE = "package"
 REPOSITORY = "repository"
 EXIT_REFUSED = 3
-"""Exit code for bytes that are not the package's; starting again would not help."""
+"""Exit code for bytes that were not signed; starting again would not help."""
 
 
 class SlotFile(BaseModel):
@@ -84,6 +89,7 @@ def place(
     model: str,
     endpoint: Endpoint,
     slot_directory: Path,
+    signature: bytes,
 ) -> SlotFile:
     """Fills a stopped slot with copies of a package's files, replacing what it held.
 
@@ -99,6 +105,7 @@ def place(
         model: the model's name; the package must hold `repository/<model>/`.
         endpoint: where the slot's server will listen.
         slot_directory: is made if it does not exist; other files in it are left alone.
+        signature: of the package; what starts the server verifies it.
 
     Raises:
         ArtifactCorruptError: the bytes copied are not the package's.
@@ -127,12 +134,8 @@ def place(
     slot = SlotFile(deployment=deployment, model=model, endpoint=endpoint, manifest=manifest)
     empty(slot_directory)
     beside.rename(slot_directory / PACKAGE)
-    unfinished = slot_directory / (SLOT_FILE + ".new")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(slot.model_dump_json(indent=2))
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(slot_directory / SLOT_FILE)
+    _write(slot_directory / SIGNATURE_FILE, signature)
+    _write(slot_directory / SLOT_FILE, slot.model_dump_json(indent=2).encode())
     _sync_directory(slot_directory)
     return slot
 
@@ -140,9 +143,40 @@ def place(
 def empty(slot_directory: Path) -> None:
     """Removes what a stopped slot holds; emptying an empty slot does nothing."""
     (slot_directory / SLOT_FILE).unlink(missing_ok=True)
+    (slot_directory / SIGNATURE_FILE).unlink(missing_ok=True)
     if (slot_directory / PACKAGE).exists():
         shutil.rmtree(slot_directory / PACKAGE)
     remove_leftovers(slot_directory / PACKAGE / REPOSITORY)
+
+
+def verify_signature(slot_directory: Path, slot: SlotFile, root: TrustRoot) -> None:
+    """Checks that a trusted key signed what `slot.json` says the slot holds. Reads no package.
+
+    Raises:
+        EvidenceError: there is no signature, no trusted key made it, or it is about other
+            files, which are named.
+    """
+    try:
+        signature = (slot_directory / SIGNATURE_FILE).read_bytes()
+    except FileNotFoundError as error:
+        raise EvidenceError(
+            f"{slot_directory} holds a package without a signature",
+            expected=f"a {SIGNATURE_FILE} beside {PACKAGE}/",
+            cure=f"materialize packaged_model of {slot.deployment.release} again, which signs it, "
+            "then deploy the release again",
+        ) from error
+    deployment = slot.deployment
+    # A signature has no sizes; a digest leaves no choice of them.
+    signed = tuple(
+        FileEntry(path, digest, 0)
+        for path, digest in signed_files(signature, root, deployment.package).items()
+    )
+    expected, _ = _plan(Artifact(deployment.package, "", signed), deployment, slot.model)
+    check_files(
+        {entry.path: entry.digest for entry in slot.manifest},
+        {entry.path: entry.digest for entry in expected},
+        str(slot_directory),
+    )
 
 
 def verify(slot_directory: Path, slot: SlotFile) -> None:
@@ -199,6 +233,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
                 cure="deploy a release into this slot",
             )
         _remove_bytecode(repository)
+        verify_signature(slot_directory, slot, read_trust_root(get_settings().key_folder))
         verify(slot_directory, slot)
     except LLMOpsError as error:
         print(f"refused: {error}", file=sys.stderr, flush=True)
@@ -254,6 +289,16 @@ def _plan(
             cure=f"package the model again under the name {model}",
         )
     return tuple(entries), sources
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all."""
+    unfinished = path.with_name(path.name + ".new")
+    with unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.rename(path)
 
 
 def _differences(path: Path, entry: FileEntry) -> list[str]:

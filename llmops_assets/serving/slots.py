@@ -91,6 +91,7 @@ class Slots(Protocol):
 
         Raises:
             SlotError: it did not become ready in time; the slot is stopped again.
+            EvidenceError: no trusted key signed the package.
             ArtifactCorruptError: the bytes in the slot are not the package's.
         """
         ...

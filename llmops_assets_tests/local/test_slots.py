@@ -14,6 +14,8 @@ import psutil
 import pytest
 
 from llmops_assets.errors import ArtifactCorruptError, SlotError
+from llmops_assets.evidence.keys import create_keys
+from llmops_assets.evidence.package_signature import sign_once
 from llmops_assets.local.processes import end, supervised
 from llmops_assets.local.slots import SupervisedSlots, program_name, slot_folder, slot_of
 from llmops_assets.local.supervisor import Supervisor
@@ -61,6 +63,7 @@ class Rig:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        create_keys(settings.key_folder)
         self.supervisor = Supervisor(settings.state, settings.logs)
         self.store = FolderStore(settings.store)
         self.slots = SupervisedSlots(settings, self.store)
@@ -75,7 +78,9 @@ class Rig:
             version.mkdir(parents=True)
             (version / "model.py").write_text(model)
             (version.parent / "config.pbtxt").write_text(CONFIGURATION)
-            return self.store.put(Path(folder), "application/vnd.llmops.test")
+            package = self.store.put(Path(folder), "application/vnd.llmops.test")
+        sign_once(self.store, package.digest, self.settings)
+        return package
 
     def pid(self, slot: Slot) -> int | None:
         state = self.supervisor.states().get(program_name(slot))

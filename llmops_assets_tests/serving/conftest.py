@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from llmops_assets.evidence.keys import create_keys, local_signer
+from llmops_assets.evidence.package_signature import sign_package
 from llmops_assets.serving import triton
 from llmops_assets.serving.slot_process import place
 from llmops_assets.serving.slots import Deployment, Endpoint
+from llmops_assets.settings import Settings
 from llmops_assets.storage.store import Artifact, FileEntry, hash_file
 from llmops_assets_tests.tiny_llama import TinyLlama, tiny_llama
 
@@ -53,13 +56,22 @@ def free_endpoint() -> Endpoint:
     return Endpoint("127.0.0.1", *ports)
 
 
-def fill(package: Path, slot_directory: Path, version: int = 1) -> Endpoint:
-    """Places the package into a slot that listens on free ports."""
+def fill(package: Path, slot_directory: Path, state: Path, version: int = 1) -> Endpoint:
+    """Signs the package with the keys of `state` and places it into a slot on free ports."""
     artifact = artifact_of(package)
     endpoint = free_endpoint()
+    signer = local_signer(key_folder(state), "package")
+    signature = sign_package(package, artifact.digest, signer)
     deployment = Deployment(package=artifact.digest, release="tiny.v1", version=version)
-    place(package, artifact, deployment, MODEL, endpoint, slot_directory)
+    place(package, artifact, deployment, MODEL, endpoint, slot_directory, signature)
     return endpoint
+
+
+def key_folder(state: Path) -> Path:
+    """The keys that servers with this state folder trust."""
+    folder = Settings(state=state).key_folder
+    create_keys(folder)
+    return folder
 
 
 def start_process(slot_directory: Path, state: Path) -> subprocess.Popen[bytes]:
@@ -113,7 +125,7 @@ def server(
 ) -> Iterator[Server]:
     """One server for the tests that only ask it something."""
     slot_directory = tmp_path_factory.mktemp("slot")
-    endpoint = fill(tiny.package, slot_directory, version=7)
+    endpoint = fill(tiny.package, slot_directory, state, version=7)
     with running(slot_directory, endpoint, 7, state) as started:
         yield started
 
@@ -124,7 +136,7 @@ def start(tiny: TinyLlama, state: Path, tmp_path: Path) -> Iterator[Callable[[st
     with ExitStack() as stack:
 
         def start_one(name: str, version: int) -> Server:
-            endpoint = fill(tiny.package, tmp_path / name, version)
+            endpoint = fill(tiny.package, tmp_path / name, state, version)
             return stack.enter_context(running(tmp_path / name, endpoint, version, state))
 
         yield start_one

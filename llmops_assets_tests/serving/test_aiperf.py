@@ -80,7 +80,7 @@ def test_agrees_with_the_built_in_generator(
     shutil.copyfile(TIMED_MODEL, model)
     slot = tmp_path / "slot"
     slot.mkdir()
-    endpoint = fill(package, slot)
+    endpoint = fill(package, slot, state)
     with running(slot, endpoint, 1, state):
         for concurrency, requests in ((1, 40), (4, 120)):
             built_in = latency.summarize(

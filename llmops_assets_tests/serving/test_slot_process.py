@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from llmops_assets.errors import ArtifactCorruptError, SlotError
+from llmops_assets.evidence.package_signature import SIGNATURE_FILE
 from llmops_assets.serving.slot_process import (
     EXIT_REFUSED,
     PACKAGE,
@@ -45,7 +46,8 @@ def package(tmp_path: Path) -> Path:
 
 def put(package: Path, slot: Path, artifact: Artifact | None = None, version: int = 12) -> None:
     artifact = artifact or artifact_of(package)
-    place(package, artifact, Deployment(artifact.digest, "m.v1", version), "m", ENDPOINT, slot)
+    deployment = Deployment(artifact.digest, "m.v1", version)
+    place(package, artifact, deployment, "m", ENDPOINT, slot, b"a signature")
 
 
 def files(slot: Path) -> set[str]:
@@ -115,7 +117,7 @@ def test_bytes_that_changed_on_the_way_are_refused(package: Path, tmp_path: Path
     assert held is not None
     assert held.deployment.version == 1
     verify(slot, held)
-    assert sorted(path.name for path in slot.iterdir()) == [PACKAGE, SLOT_FILE]
+    assert sorted(path.name for path in slot.iterdir()) == [SIGNATURE_FILE, PACKAGE, SLOT_FILE]
 
 
 def test_replacing_leaves_nothing_of_the_old_package(package: Path, tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ def test_other_package_than_deployed_is_refused(package: Path, tmp_path: Path) -
     """The digest that was approved must be the one that is copied."""
     other = Deployment("sha256:" + "1" * 64, "m.v1", 1)
     with pytest.raises(SlotError, match="not about this package"):
-        place(package, artifact_of(package), other, "m", ENDPOINT, tmp_path / "slot")
+        place(package, artifact_of(package), other, "m", ENDPOINT, tmp_path / "slot", b"")
 
 
 def test_package_of_another_model_is_refused(package: Path, tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ def test_package_of_another_model_is_refused(package: Path, tmp_path: Path) -> N
     artifact = artifact_of(package)
     deployment = Deployment(artifact.digest, "other.v1", 1)
     with pytest.raises(SlotError, match="cannot serve the model other"):
-        place(package, artifact, deployment, "other", ENDPOINT, tmp_path / "slot")
+        place(package, artifact, deployment, "other", ENDPOINT, tmp_path / "slot", b"")
 
 
 def test_paths_cannot_leave_the_slot(package: Path, tmp_path: Path) -> None:
@@ -244,7 +246,7 @@ def test_truncated_engine_is_refused_before_triton_starts(
 ) -> None:
     """The exit code tells the supervisor not to try again; no port may open meanwhile."""
     slot = tmp_path / "slot"
-    endpoint = fill(tiny.package, slot)
+    endpoint = fill(tiny.package, slot, state)
     os.truncate(slot / PACKAGE / REPOSITORY / "tiny" / "1" / "engine" / "model.onnx.data", 1000)
     assert start_process(slot, state).wait(30) == EXIT_REFUSED
     log = (slot / "log").read_text()
@@ -265,7 +267,7 @@ def test_cached_bytecode_does_not_survive_a_start(
 ) -> None:
     """Python would execute it instead of the verified code."""
     slot = tmp_path / "slot"
-    fill(tiny.package, slot)
+    fill(tiny.package, slot, state)
     cache = slot / PACKAGE / REPOSITORY / "tiny" / "1" / "__pycache__"
     cache.mkdir()
     (cache / "model.cpython-311.pyc").write_bytes(b"evil")

@@ -318,7 +318,7 @@ def test_model_that_does_not_load_ends_the_server(
         (source / "config.pbtxt").read_bytes()
     )
     (version / "model.py").write_text("raise RuntimeError('no such engine')")
-    fill(package, tmp_path / "slot")
+    fill(package, tmp_path / "slot", state)
     process = start_process(tmp_path / "slot", state)
     try:
         assert process.wait(60) not in (0, EXIT_REFUSED)

@@ -163,7 +163,7 @@ def test_changed_byte(release: Release, tmp_path: Path) -> None:
     artifact = artifact_of(package)
     deployment = Deployment(artifact.digest, "parrot.v1", 1)
     slot = tmp_path / "slot"
-    place(package, artifact, deployment, MODEL, Endpoint("127.0.0.1", 1, 2, 3), slot)
+    place(package, artifact, deployment, MODEL, Endpoint("127.0.0.1", 1, 2, 3), slot, b"")
     held = read_slot(slot)
     assert held is not None
     verify(slot, held)
