@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from llmops_assets.errors import ArtifactCorruptError, SlotError
+from llmops_assets.errors import ArtifactCorruptError, EvidenceError, SlotError
 from llmops_assets.evidence.keys import read_trust_root
 from llmops_assets.evidence.package_signature import require_signature, signed_files
 from llmops_assets.local import log_files
@@ -22,11 +22,21 @@ from llmops_assets.local.ports import PortRequest, claim_ports, release_ports
 from llmops_assets.local.supervisor import Program, Supervisor
 from llmops_assets.serving import slot_process, triton
 from llmops_assets.serving.package_description import PackageDescription
-from llmops_assets.serving.slots import Colour, Deployment, Endpoint, Environment, Slot, SlotState
+from llmops_assets.serving.slots import (
+    Colour,
+    Deployment,
+    Endpoint,
+    Environment,
+    Slot,
+    SlotInspection,
+    SlotState,
+)
 from llmops_assets.settings import Settings
 from llmops_assets.storage.store import Artifact, Store
 from llmops_assets.tools import module_command
 
+UNANSWERED = ("nv_inference_pending_request_count", "llmops_requests_in_progress")
+"""Triton's and the embedded model's gauges of requests in the server."""
 POLL_SECONDS = 0.2
 PORT_KINDS = ("http", "grpc", "metrics")
 # Triton waits this long for requests in it before it ends (triton.EXIT_TIMEOUT_SECONDS).
@@ -98,21 +108,46 @@ class SupervisedSlots:
         )
         return SlotState(slot, held.deployment, held.endpoint, running)
 
+    def inspect(self, slot: Slot, *, deep: bool = False) -> SlotInspection:
+        """See `Slots.inspect`. Triton keeps its repository index to itself, see `triton`; its
+        model's metadata say what is loaded."""
+        folder = slot_folder(self._settings, slot)
+        held = slot_process.read_slot(folder)
+        if held is None:
+            return SlotInspection(version=None, damage=None)
+        version = damage = None
+        # Of a server that does not answer, `state` tells.
+        with suppress(SlotError):
+            version = triton.loaded_version(
+                held.endpoint, slot.model, self._settings.http_timeout_seconds
+            )
+        try:
+            root = read_trust_root(self._settings.key_folder)
+            slot_process.verify_signature(folder, held, root)
+            slot_process.verify(folder, held, contents=deep, running=True)
+        except (ArtifactCorruptError, EvidenceError) as error:
+            damage = str(error)
+        return SlotInspection(version, damage)
+
     def drain(self, slot: Slot) -> None:
         """See `Slots.drain`.
 
-        Triton 2.51 counts the requests that wait (`nv_inference_pending_request_count`),
-        not those that run. This waits for the former; the server finishes the latter
-        itself when it is stopped, within `triton.EXIT_TIMEOUT_SECONDS`.
+        Triton 2.51 counts the requests that wait (`nv_inference_pending_request_count`), not
+        those that run; the embedded model's own gauge counts both. What still runs without
+        being counted, the server finishes itself when it is stopped, within
+        `triton.EXIT_TIMEOUT_SECONDS`.
         """
         deadline = time.monotonic() + self._settings.drain_seconds
+        idle = False
         while (held := self.state(slot)).running and held.endpoint is not None:
             try:
-                waiting = _waiting_requests(held.endpoint)
+                unanswered = _unanswered_requests(held.endpoint)
             except SlotError:
                 return  # a server that does not answer has nothing to wait for
-            if waiting == 0 or time.monotonic() > deadline:
+            # Twice: the model sees a request only when its window to gather a batch is over.
+            if (idle and unanswered == 0) or time.monotonic() > deadline:
                 return
+            idle = unanswered == 0
             time.sleep(POLL_SECONDS)
 
     def stop(self, slot: Slot, deployment: Deployment) -> None:
@@ -246,7 +281,7 @@ def complaint(log: Path, since: int = 0) -> str:
     return " | ".join(errors[-3:]) or log_files.last_words(log, since)
 
 
-def _waiting_requests(endpoint: Endpoint) -> float:
+def _unanswered_requests(endpoint: Endpoint) -> float:
     from prometheus_client.parser import text_string_to_metric_families
 
     families = text_string_to_metric_families(triton.metrics_text(endpoint))
@@ -254,7 +289,7 @@ def _waiting_requests(endpoint: Endpoint) -> float:
         sample.value
         for family in families
         for sample in family.samples
-        if sample.name == "nv_inference_pending_request_count"
+        if sample.name in UNANSWERED
     )
 
 

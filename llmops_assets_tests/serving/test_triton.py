@@ -173,7 +173,7 @@ def test_generation_stops_when_the_client_has_gone(server: Server) -> None:
 
 
 def test_requests_at_once_all_get_their_own_answer(server: Server) -> None:
-    """They wait for each other, but nothing of one may leak into another."""
+    """They are answered together, but nothing of one may leak into another."""
     prompts = [f"{day} mai 2001" for day in range(1, 17)]
 
     def ask(prompt: str) -> str:

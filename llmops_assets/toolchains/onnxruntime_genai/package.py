@@ -26,7 +26,17 @@ from llmops_assets.toolchains.onnxruntime_genai.engine_directory import (
 
 PACKAGE_FILE = "package.json"
 REPOSITORY = "repository"
-MODEL_FILES = ("model.py", "generation.py")
+MODEL_FILES = ("model.py", "batching.py", "generation.py")
+
+# How the model batches, and how long requests wait: `triton_model/batching.py`, `Limits`.
+BATCHING = {
+    "batch_size": 8,
+    # Clients that were answered together ask again within it.
+    "batch_window_milliseconds": 5,
+    "queue_size": 64,
+    # Below the time that Triton gives a model to end.
+    "drain_seconds": 8,
+}
 
 # Name, type, dimensions, optional. Triton's generate extension maps JSON keys to inputs.
 INPUTS = (
@@ -121,6 +131,7 @@ def _configuration(spec: ModelSpec) -> str:
         "max_input_tokens": spec.constraints.max_input_tokens,
         "max_output_tokens": spec.constraints.max_output_tokens,
         "threads": spec.serving.threads,
+        **BATCHING,
     }
     for name, value in settings.items():
         configuration.parameters[name].string_value = str(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,12 @@ og: Any = onnxruntime_genai  # its names live in an extension module without typ
 
 LARGEST_SEED = 2**31 - 1
 GENERATION_CONFIG = "genai_config.json"
+# What a checkpoint's generation_config.json can ask for that looks at the text so far.
+PENALTIES_OFF = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}
+BLOCK_ROWS = 8
+"""Divides the number of rows that the runtime computes at once; measured: 32 of them."""
+NEVER = -1e9
+"""Logit of a token that is not to be chosen."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,24 @@ class Sampling:
 
 
 class TextGenerator:
-    """An engine with its tokenizer. One answer at a time; not safe for several threads."""
+    """An engine with its tokenizer. Not safe for several threads.
+
+    Several prompts can be answered in one batch, padded on the right to the longest. The
+    engine's attention (`GroupQueryAttention` of ONNX Runtime's contributed operators) takes
+    a length per row, so padding takes no part in it, and every row comes out bit for bit as
+    alone. That was measured, and needs three precautions, here and in `together`:
+
+    - An engine for which it does not hold is found out when it is loaded; its batches are of
+      prompts of one length, which need no padding.
+    - The runtime computes rows of a matrix in blocks, and a row that is alone in its block by
+      another routine, whose sums differ in the last bit. So no prompt is fed in such that its
+      last token is alone in a block: `_held_back`.
+    - Sampling draws for all rows from one stream of random numbers, and a penalty on repetition
+      sees padding as text. What asks for them is not padded, or answered alone.
+    """
 
     def __init__(self, engine: Path, tokenizer: Path, threads: int) -> None:
-        """Loads an engine.
+        """Loads an engine, and has it answer a little, which allocates.
 
         Args:
             engine: directory with `genai_config.json` and the ONNX model.
@@ -53,10 +73,13 @@ class TextGenerator:
         """
         # Read when the runtime starts, at the first model: it would report to its makers.
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-        model = json.loads((engine / GENERATION_CONFIG).read_text(encoding="utf-8"))["model"]
+        description = json.loads((engine / GENERATION_CONFIG).read_text(encoding="utf-8"))
+        model = description["model"]
         ends = model["eos_token_id"]
         self.end_tokens = frozenset(ends if isinstance(ends, list) else [ends])
         self.vocabulary_size = int(model["vocab_size"])
+        self.context_length = int(model["context_length"])
+        self._padding = int(model.get("pad_token_id", min(self.end_tokens)))
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(tokenizer))
         # Padding or truncation that training left switched on is not part of a prompt.
         self.tokenizer.no_padding()
@@ -69,32 +92,71 @@ class TextGenerator:
         }
         configuration.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self._model = og.Model(configuration)
+        search = description.get("search", {})
+        self._pads = all(search.get(name, off) == off for name, off in PENALTIES_OFF.items())
+        self._pads = self._pads and self._padding_changes_nothing()
+
+    @property
+    def mixes_lengths(self) -> bool:
+        """Whether prompts of different lengths can share a batch."""
+        return self._pads
 
     def encode(self, text: str) -> list[int]:
         """The prompt's token ids, with the special tokens that the model was trained on."""
         return self.tokenizer.encode(text).ids
 
+    def together(self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]) -> bool:
+        """Whether one batch can answer these, each token for token as alone."""
+        if len(prompts) == 1:
+            return True
+        if any(sampling.temperature > 0 for sampling in samplings):
+            return False
+        if not self._pads:
+            return len({len(prompt) for prompt in prompts}) == 1
+        return all(map(self._may_be_padded, prompts)) and (
+            self._length(prompts, samplings) <= self.context_length
+        )
+
     def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
         """The answer's tokens as they come, at most `max_tokens`; an end token is the last."""
-        parameters = og.GeneratorParams(self._model)
-        seed = secrets.randbelow(LARGEST_SEED) if sampling.seed is None else sampling.seed
-        parameters.set_search_options(
-            max_length=len(prompt) + sampling.max_tokens,
-            # Given in any case: without a seed the generator takes 14 ms to make one up.
-            random_seed=seed,
-            # Given in any case: the checkpoint's generation_config.json may ask for sampling.
-            do_sample=sampling.temperature > 0,
-        )
-        if sampling.temperature > 0:
-            parameters.set_search_options(temperature=sampling.temperature, top_p=sampling.top_p)
-        generator = og.Generator(self._model, parameters)
-        generator.append_tokens(np.array(prompt, dtype=np.int32))
-        for _ in range(sampling.max_tokens):
+        for (token,) in self.steps([prompt], [sampling]):
+            if token is not None:
+                yield token
+
+    def steps(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]
+    ) -> Iterator[list[int | None]]:
+        """The answers to a batch, a forward pass at a time.
+
+        Whoever has enough of some rows leaves out their tokens, and of all rows, stops
+        asking: a row's place is not given to another.
+
+        Args:
+            prompts: token ids, none empty; `together` must allow them.
+            samplings: one for each prompt.
+
+        Returns:
+            for each prompt its next token, or None in a pass that has none for it: before the
+            first of some, and after the last of those that end sooner than others.
+        """
+        generator = self._generator(prompts, samplings)
+        lacking = [sampling.max_tokens for sampling in samplings]
+        held_back = {
+            row: prompt[-1] for row, prompt in enumerate(prompts) if self._held_back(prompt)
+        }
+        while any(lacking):
+            if held_back:
+                generator.set_logits(_certain(generator.get_logits(), held_back))
             generator.generate_next_token()
-            token = int(generator.get_next_tokens()[0])
-            yield token
-            if token in self.end_tokens:
-                return
+            step: list[int | None] = []
+            for row, token in enumerate(generator.get_next_tokens().tolist()):
+                if row in held_back or not lacking[row]:
+                    step.append(None)
+                    continue
+                step.append(token)
+                lacking[row] = 0 if token in self.end_tokens else lacking[row] - 1
+            held_back = {}
+            yield step
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits after each of the tokens, in one forward pass; shape (tokens, vocabulary)."""
@@ -103,6 +165,77 @@ class TextGenerator:
         generator = og.Generator(self._model, parameters)
         generator.append_tokens(np.array(tokens, dtype=np.int32))
         return generator.get_output("logits")[0]
+
+    def _generator(self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]) -> Any:
+        """A generator that has read the prompts, but for what is held back of them."""
+        sampling = samplings[0]
+        seed = secrets.randbelow(LARGEST_SEED) if sampling.seed is None else sampling.seed
+        parameters = og.GeneratorParams(self._model)
+        parameters.set_search_options(
+            batch_size=len(prompts),
+            max_length=self._length(prompts, samplings),
+            # Given in any case: without a seed the generator takes 14 ms to make one up.
+            random_seed=seed,
+            # Given in any case: the checkpoint's generation_config.json may ask for sampling.
+            do_sample=sampling.temperature > 0,
+        )
+        if sampling.temperature > 0:
+            parameters.set_search_options(temperature=sampling.temperature, top_p=sampling.top_p)
+        fed = [list(prompt[: len(prompt) - self._held_back(prompt)]) for prompt in prompts]
+        longest = max(map(len, fed))
+        rows = [tokens + [self._padding] * (longest - len(tokens)) for tokens in fed]
+        generator = og.Generator(self._model, parameters)
+        generator.append_tokens(np.array(rows, dtype=np.int32))
+        return generator
+
+    def _length(self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]) -> int:
+        """Tokens of each row of a batch, its padding included."""
+        held_back = [self._held_back(prompt) for prompt in prompts]
+        return max(
+            len(prompt) - held for prompt, held in zip(prompts, held_back, strict=True)
+        ) + max(
+            sampling.max_tokens + held for sampling, held in zip(samplings, held_back, strict=True)
+        )
+
+    def _may_be_padded(self, prompt: Sequence[int]) -> bool:
+        # The engine takes padding for the prompt's end, and an end token for the answer's.
+        return (
+            len(prompt) > 1 and self.end_tokens.isdisjoint(prompt) and (self._padding not in prompt)
+        )
+
+    def _held_back(self, prompt: Sequence[int]) -> int:
+        """How many of the prompt's last tokens get a forward pass of their own: 0 or 1."""
+        return int(self._pads and self._may_be_padded(prompt) and len(prompt) % BLOCK_ROWS == 1)
+
+    def _padding_changes_nothing(self) -> bool:
+        """Whether this engine gives prompts the very same logits padded and alone."""
+        usual = [
+            token
+            for token in range(min(self.vocabulary_size, 64))
+            if token != self._padding and token not in self.end_tokens
+        ]
+        prompts = [usual[:2], (usual * 4)[:4]]
+        alone = [self._logits_of_two_passes([prompt], usual[0]) for prompt in prompts]
+        return np.array_equal(self._logits_of_two_passes(prompts, usual[0]), np.concatenate(alone))
+
+    def _logits_of_two_passes(
+        self, prompts: Sequence[Sequence[int]], token: int
+    ) -> NDArray[np.float32]:
+        """Logits after the prompts, and after one more token; shape (rows, 2, vocabulary)."""
+        generator = self._generator(prompts, [Sampling(max_tokens=2)] * len(prompts))
+        after_prompts = np.array(generator.get_logits())
+        generator.set_logits(_certain(after_prompts, dict.fromkeys(range(len(prompts)), token)))
+        generator.generate_next_token()
+        return np.concatenate([after_prompts, generator.get_logits()], axis=1)
+
+
+def _certain(logits: NDArray[np.float32], tokens: Mapping[int, int]) -> NDArray[np.float32]:
+    """Logits with which nothing but the given tokens can be chosen, by row of the batch."""
+    certain = np.array(logits)
+    for row, token in tokens.items():
+        certain[row] = NEVER
+        certain[row, ..., token] = 0
+    return certain
 
 
 class Answer:

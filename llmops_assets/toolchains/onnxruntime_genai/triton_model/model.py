@@ -3,9 +3,9 @@
 Tensors and parameters are those of `config.pbtxt`. A request that cannot be answered
 fails alone, with the reason; the model goes on.
 
-Requests are answered one after the other. ONNX Runtime GenAI's generator holds Python's
-global lock, so threads gain nothing; answering several requests in one batch does, and
-would put a queue and one worker between `execute` and `TextGenerator`.
+Triton's own scheduler hands requests over at once: `execute` reads them and queues them, and
+one thread answers them in batches (`batching.py`). What waits and runs is therefore in
+metrics of the model's own, since Triton's count a request that is here as gone.
 
 A package takes this file along, so it imports nothing of the platform.
 """
@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import json
 import math
-import time
+import os
+import signal
+import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +26,11 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
 
+from .batching import Batcher, Limits, UnavailableError
 from .generation import LARGEST_SEED, Answer, Sampling, TextGenerator
 
 LARGEST_TEMPERATURE = 100.0
 MOST_STOP_WORDS = 16
-CANCELLATION_INTERVAL_SECONDS = 0.02
 # Request parameters that clients send without asking anything of the model.
 HARMLESS_PARAMETERS = frozenset({"model", "binary_data_output"})
 RESERVED_PREFIX = "triton_"
@@ -47,6 +50,93 @@ class Question:
     stream: bool
 
 
+class Metrics:
+    """What Triton's metrics do not say, by model and version; a `batching.Observer`.
+
+    Triton 2.51 crashes when two threads of a model change metrics at once (measured), so
+    only the batcher's thread does.
+    """
+
+    def __init__(self, model: str, version: str) -> None:
+        labels = {"model": model, "version": version}
+
+        def metric(name: str, description: str, kind: Any) -> Any:
+            family = pb_utils.MetricFamily(name=name, description=description, kind=kind)
+            # Triton drops a family with its last reference.
+            self._families.append(family)
+            return family.Metric(labels=labels)
+
+        self._families: list[Any] = []
+        counter, gauge = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
+        self._in_progress = metric(
+            "llmops_requests_in_progress", "Requests that wait or are being answered", gauge
+        )
+        self._tokens = metric("llmops_tokens_total", "Tokens generated for requests", counter)
+        self._batches = metric("llmops_batches_total", "Batches begun", counter)
+        self._requests = metric("llmops_batched_requests_total", "Requests in batches", counter)
+
+    def began(self, requests: int, in_progress: int) -> None:
+        self._in_progress.set(in_progress)
+        self._batches.increment(1)
+        self._requests.increment(requests)
+
+    def ended(self, tokens: int, in_progress: int) -> None:
+        self._tokens.increment(tokens)
+        self._in_progress.set(in_progress)
+
+
+class TritonReply:
+    """One request's answer, sent as it comes; implements `batching.Reply`."""
+
+    def __init__(self, question: Question, generator: TextGenerator, sender: Any) -> None:
+        self.prompt = question.prompt
+        self.sampling = question.sampling
+        self.count = 0
+        self._stream = question.stream
+        self._answer = Answer(generator.tokenizer, question.stop_words)
+        self._end_tokens = generator.end_tokens
+        self._unsent = ""
+        self._sender = sender
+
+    def take(self, token: int) -> bool:
+        self.count += 1
+        if token in self._end_tokens:
+            self._finish("stop")
+            return False
+        self._unsent += self._answer.add(token)
+        if self._answer.stopped:
+            self._finish("stop")
+            return False
+        if self.count == self.sampling.max_tokens:
+            self._finish("length")
+            return False
+        if self._stream and self._unsent:
+            self._sender.send(_response(self._unsent, "", len(self.prompt), self.count))
+            self._unsent = ""
+        return True
+
+    def is_gone(self) -> bool:
+        if not self._sender.is_cancelled():
+            return False
+        _fail(self._sender, "the client has gone", pb_utils.TritonError.CANCELLED)
+        return True
+
+    def fail(self, error: RuntimeError) -> None:
+        if isinstance(error, UnavailableError):
+            _fail(self._sender, str(error), pb_utils.TritonError.UNAVAILABLE)
+        else:
+            _fail(self._sender, f"generation failed: {error}", pb_utils.TritonError.INTERNAL)
+
+    def _finish(self, finish_reason: str) -> None:
+        self._unsent += self._answer.finish()
+        if self._answer.stopped:
+            finish_reason = "stop"
+        self._sender.send(
+            _response(self._unsent, finish_reason, len(self.prompt), self.count),
+            flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+        )
+
+
 class TritonPythonModel:
     """See Triton's Python backend for when each method is called."""
 
@@ -62,19 +152,37 @@ class TritonPythonModel:
         self._generator = TextGenerator(
             folder / "engine", folder / "tokenizer.json", setting("threads")
         )
-        # The first forward pass allocates; the first user should not wait for that.
-        for _ in self._generator.tokens(self._generator.encode(" "), Sampling(max_tokens=1)):
-            pass
+        if not self._generator.mixes_lengths:
+            pb_utils.Logger.log_warn("this engine is given only prompts of one length in a batch")
+        metrics = Metrics(args["model_name"], args["model_version"])
+        limits = Limits(
+            batch_size=setting("batch_size"),
+            window_seconds=setting("batch_window_milliseconds") / 1000,
+            queue_size=setting("queue_size"),
+            drain_seconds=setting("drain_seconds"),
+        )
+        self._batcher = Batcher(self._generator, limits, metrics)
+        threading.excepthook = _end_server
+        self._worker = threading.Thread(target=self._batcher.run, name="batcher", daemon=True)
+        self._worker.start()
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                self._answer(self._read(request), sender)
+                question = self._read(request)
             except RefusedError as error:
                 _fail(sender, str(error), pb_utils.TritonError.INVALID_ARG)
-            except RuntimeError as error:  # what ONNX Runtime GenAI raises
-                _fail(sender, f"generation failed: {error}", pb_utils.TritonError.INTERNAL)
+                continue
+            reply = TritonReply(question, self._generator, sender)
+            try:
+                self._batcher.submit(reply)
+            except UnavailableError as error:
+                reply.fail(error)
+
+    def finalize(self) -> None:
+        self._batcher.close()
+        self._worker.join()
 
     def _read(self, request: Any) -> Question:
         for name in json.loads(request.parameters() or "{}"):
@@ -119,38 +227,6 @@ class TritonPythonModel:
             stream=bool(_number(request, "stream", False)),
         )
 
-    def _answer(self, question: Question, sender: Any) -> None:
-        answer = Answer(self._generator.tokenizer, question.stop_words)
-        unsent = ""
-        count = 0
-        finish_reason = "length"
-        asked = time.monotonic()
-        for token in self._generator.tokens(question.prompt, question.sampling):
-            # Asking costs a round trip to the server, as much as a small model's token.
-            if time.monotonic() - asked > CANCELLATION_INTERVAL_SECONDS:
-                if sender.is_cancelled():
-                    _fail(sender, "the client has gone", pb_utils.TritonError.CANCELLED)
-                    return
-                asked = time.monotonic()
-            count += 1
-            if token in self._generator.end_tokens:
-                finish_reason = "stop"
-                break
-            unsent += answer.add(token)
-            if answer.stopped:
-                finish_reason = "stop"
-                break
-            if question.stream and unsent:
-                sender.send(_response(unsent, "", len(question.prompt), count))
-                unsent = ""
-        unsent += answer.finish()
-        if answer.stopped:
-            finish_reason = "stop"
-        sender.send(
-            _response(unsent, finish_reason, len(question.prompt), count),
-            flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
-        )
-
 
 def _number(request: Any, name: str, default: Any) -> Any:
     tensor = pb_utils.get_input_tensor_by_name(request, name)
@@ -183,3 +259,14 @@ def _fail(sender: Any, reason: str, code: Any) -> None:
         pb_utils.InferenceResponse(error=pb_utils.TritonError(reason, code)),
         flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
     )
+
+
+def _end_server(arguments: threading.ExceptHookArgs) -> None:
+    """Ends Triton, for whoever watches it to start anew.
+
+    Without its worker the model would take requests and never answer, and be ready all the
+    same; so it would be if this process alone ended, which Triton 2.51 does not replace.
+    """
+    threading.__excepthook__(arguments)
+    sys.stderr.flush()
+    os.kill(os.getppid(), signal.SIGTERM)
