@@ -6,7 +6,7 @@ and on no port.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class EnvoyAdmin:
     def ready(self) -> bool:
         """Whether Envoy accepts traffic. False when it does not answer at all."""
         try:
-            return self._get("/ready", {}).status_code == httpx.codes.OK
+            return self._send("GET", "/ready", {}).status_code == httpx.codes.OK
         except GatewayError:
             return False
 
@@ -49,14 +49,7 @@ class EnvoyAdmin:
         Raises:
             GatewayError: Envoy does not answer.
         """
-        response = self._get("/stats", {"format": "json", "filter": pattern})
-        if response.status_code != httpx.codes.OK:
-            raise GatewayError(
-                "Envoy refused to show its statistics",
-                expected=200,
-                found=f"{response.status_code} {response.text.strip()}",
-                cure="read the gateway's log: `llmops logs envoy`",
-            )
+        response = self._asked("GET", "/stats", {"format": "json", "filter": pattern})
         values: dict[str, int | str] = {}
         quantiles: dict[str, Mapping[float, float]] = {}
         for entry in response.json()["stats"]:
@@ -66,14 +59,57 @@ class EnvoyAdmin:
                 values[entry["name"]] = entry["value"]
         return EnvoyStats(values, quantiles)
 
-    def _get(self, path: str, query: Mapping[str, str]) -> httpx.Response:
+    def config_dump(self, resource: str) -> Sequence[Mapping[str, Any]]:
+        """What Envoy uses of one kind of resource, as `/config_dump` gives it.
+
+        Raises:
+            GatewayError: Envoy does not answer.
+        """
+        return self._asked("GET", "/config_dump", {"resource": resource}).json().get("configs", [])
+
+    def reopen_logs(self) -> None:
+        """Makes Envoy open its log files anew, after they were renamed.
+
+        Raises:
+            GatewayError: Envoy does not answer.
+        """
+        self._asked("POST", "/reopen_logs", {})
+
+    def stop_accepting(self) -> None:
+        """Closes the listeners; connections stay until their request is answered.
+
+        Answers from now on tell clients to connect anew (`connection: close` in HTTP/1.1,
+        GOAWAY in HTTP/2), which they cannot. Only a new start of Envoy ends this.
+
+        Raises:
+            GatewayError: Envoy does not answer.
+        """
+        self._asked("POST", "/drain_listeners", {})
+
+    def _asked(self, method: str, path: str, query: Mapping[str, str]) -> httpx.Response:
+        """The answer, which must be a 200.
+
+        Raises:
+            GatewayError: it is not, or there is none.
+        """
+        response = self._send(method, path, query)
+        if response.status_code != httpx.codes.OK:
+            raise GatewayError(
+                f"Envoy refused {method} {path}",
+                expected=200,
+                found=f"{response.status_code} {response.text.strip()}",
+                cure="read the gateway's log: `llmops logs envoy`",
+            )
+        return response
+
+    def _send(self, method: str, path: str, query: Mapping[str, str]) -> httpx.Response:
         # No TLS here; reading the certificate authorities would cost 50 ms a call.
         transport = httpx.HTTPTransport(uds=str(self.socket), verify=False)
         try:
             with httpx.Client(
                 transport=transport, base_url="http://envoy", timeout=self.timeout_seconds
             ) as client:
-                return client.get(path, params=query)
+                return client.request(method, path, params=query)
         except httpx.HTTPError as error:
             raise GatewayError(
                 "The gateway does not answer",

