@@ -236,7 +236,7 @@ def fill_store(platform: Platform, models: list[str], releases: int) -> None:
     """Columns of all releases, and a route of the models that serve."""
     store, scratch = platform.store, platform.settings.state / "artifact"
     # A power loss here would only end the benchmark.
-    with patch("os.fsync"):
+    with patch("os.fsync", lambda descriptor: None):
         for number, model in enumerate(models):
             spec = parse_spec(spec_text(model), model)
             source = SpecSource(file=f"models/{model}.yaml", commit="c" * 40, changed=False)

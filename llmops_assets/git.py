@@ -1,4 +1,4 @@
-"""Asking git. Only reading, with fixed arguments and a timeout."""
+"""Asking git. With fixed arguments and a timeout."""
 
 from __future__ import annotations
 

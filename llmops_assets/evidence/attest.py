@@ -8,7 +8,7 @@ is. docs/predicates.md documents every field, and is what the URIs below stand f
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,13 +17,19 @@ from urllib.parse import quote
 from llmops_assets import __version__
 from llmops_assets.evidence.statements import (
     ANCHOR,
+    APPROVAL,
+    APPROVERS,
+    APPROVERS_CHANGE,
     AUDIT_EXPORT,
     DECISION,
     GATE_VERDICT,
     INCIDENT,
+    INCIDENT_NOTE,
     LIFECYCLE_EVENT,
     PROVENANCE,
+    REVOCATION,
     ROUTE_CHANGE,
+    SETTINGS_CHANGE,
     SHA256,
     TEST_RESULT,
     VERIFICATION_SUMMARY,
@@ -37,9 +43,13 @@ from llmops_assets.storage.store import DIGEST, canonical_json, check_digest, di
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from llmops_assets.deploy.accepted_approvers import AcceptedPolicy, PolicyChangeApproval
     from llmops_assets.deploy.approval import RecordedDecision
+    from llmops_assets.deploy.revocation import Revocation
+    from llmops_assets.deploy.signed_decision import SignedDecision
     from llmops_assets.evidence.verdicts import Verdict, WaiverUse
-    from llmops_assets.operate.incidents import Incident
+    from llmops_assets.operate.incidents import Incident, Note
+    from llmops_assets.operate.settings_changes import SettingsChange
     from llmops_assets.serving.routes import Route
     from llmops_assets.storage.columns import Result
 
@@ -54,6 +64,8 @@ SLSA_VERSION = "1.1"
 
 MODEL_SPEC = "model_spec"
 PACKAGE = "packaged_model"
+APPROVERS_FILE = "approvers.yaml"
+"""The policy of who may approve; in the folder of specs, and no spec."""
 
 ResourceDescriptor = dict[str, Any]
 """A JSON object by in-toto's ResourceDescriptor v1."""
@@ -228,12 +240,69 @@ def incident(reported: Incident) -> Statement:
     )
 
 
+def incident_note(note: Note) -> Statement:
+    """What a person said of an incident, or that it is over."""
+    predicate = _json(note)
+    return Statement(
+        subject=_itself("incident-note", predicate),
+        predicate_type=INCIDENT_NOTE,
+        predicate=predicate,
+    )
+
+
+def settings_change(change: SettingsChange) -> Statement:
+    """The installation was started with other settings than before."""
+    predicate = _json(change)
+    return Statement(
+        subject=_itself("settings", predicate), predicate_type=SETTINGS_CHANGE, predicate=predicate
+    )
+
+
 def decision(recorded: RecordedDecision) -> Statement:
-    """A human approval or rejection of a package, before anybody checked whether it counts."""
+    """A human approval or rejection of a package, before anybody checked whether it counts.
+
+    What the approver signed is inside, so that the log has both signatures.
+    """
     return Statement(
         subject=(subject(PACKAGE, recorded.package),),
         predicate_type=DECISION,
         predicate=_json(recorded),
+    )
+
+
+def approval(decided: SignedDecision) -> Statement:
+    """A human approval or rejection as the approver signs it."""
+    return Statement(
+        subject=(subject(PACKAGE, decided.package),),
+        predicate_type=APPROVAL,
+        predicate=_json(decided),
+    )
+
+
+def revocation(revoked: Revocation) -> Statement:
+    """What approved a package before counts no more."""
+    return Statement(
+        subject=(subject(PACKAGE, revoked.package),),
+        predicate_type=REVOCATION,
+        predicate=_json(revoked),
+    )
+
+
+def approvers(accepted: AcceptedPolicy) -> Statement:
+    """The policy of who may approve was taken over, with the signatures of who agreed."""
+    return Statement(
+        subject=(subject(APPROVERS_FILE, accepted.digest),),
+        predicate_type=APPROVERS,
+        predicate=_json(accepted),
+    )
+
+
+def approvers_change(agreed: PolicyChangeApproval) -> Statement:
+    """An approver agrees to a version of that policy, as the approver signs it."""
+    return Statement(
+        subject=(subject(APPROVERS_FILE, agreed.digest),),
+        predicate_type=APPROVERS_CHANGE,
+        predicate=_json(agreed),
     )
 
 

@@ -317,12 +317,14 @@ CANARY = Gate(
     asset="production_deployment",
     # Of the package alone: who served fully may be rolled back to, in whichever slot.
     subjects=("packaged_model",),
-    description="After the route moved, the gateway answers known questions from this release.",
+    description="While its share of the traffic grew, errors, latency and known answers stayed "
+    "within the objectives.",
     # The route has gone back by itself.
     action=NextAction.FIX,
     advice="look at the slot's log with `llmops logs`, mend the model, make a new release",
     owner=PLATFORM,
-    judged_by=_smoke,
+    judged_by=lambda spec, policy: [*_smoke(spec, policy), canonical(spec.rollout)],
+    version=2,
 )
 SERVICE = Gate(
     name="service_objectives",

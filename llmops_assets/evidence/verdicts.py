@@ -1,26 +1,31 @@
-"""Verdicts: immutable records that a gate judged exact bytes under an exact policy.
+"""Verdicts: signed statements that a gate judged exact bytes under an exact policy.
 
-The asset check in Dagster is how a verdict is shown. What decides is the record: Dagster's
-events hold only within one run, and anyone who reaches its web server can forge them.
+The asset check in Dagster is how a verdict is shown. What decides is the statement in the
+evidence log: Dagster's events hold only within one run, and anyone who reaches its web
+server can forge them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llmops_assets.errors import GateRefusedError, StoreError
+from llmops_assets.errors import EvidenceError, GateRefusedError
+from llmops_assets.evidence import attest
 from llmops_assets.evidence.gates import Gate, NextAction
+from llmops_assets.evidence.leaves import release_chain
+from llmops_assets.evidence.log import Attestation, EvidenceLog
+from llmops_assets.evidence.statements import GATE_VERDICT, WAIVER_USE
 from llmops_assets.evidence.statistics import Decision, Interval
 from llmops_assets.evidence.waivers import Waiver, waiver_for
 from llmops_assets.policy import Policy
 from llmops_assets.spec import ModelSpec
-from llmops_assets.storage.store import Store, canonical_json, digest_of
+from llmops_assets.storage.store import canonical_json, digest_of
 
 DATASET = "evaluation_data"
 """The asset that measured values rest on."""
@@ -67,7 +72,7 @@ class Judgement(BaseModel):
 
 
 class Verdict(BaseModel):
-    """A judgement about exact bytes under an exact policy; stored as a record."""
+    """A judgement about exact bytes under an exact policy; the predicate of a statement."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -119,6 +124,8 @@ class Standing:
     next_action: str
     """What to do; empty when nothing is to be done."""
     waiver: Waiver | None = None
+    statements: tuple[str, ...] = ()
+    """Digests of the signed statements of the verdict, and of the use of the waiver."""
 
     @property
     def opens(self) -> bool:
@@ -127,7 +134,7 @@ class Standing:
 
 
 class WaiverUse(BaseModel):
-    """A release went on though a gate had not passed; stored as a record."""
+    """A release went on though a gate had not passed; the predicate of a statement."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -166,8 +173,15 @@ def policy_digest(gate: Gate, spec: ModelSpec, policy: Policy) -> str:
     )
 
 
+def judged_by(gates: Iterable[Gate], spec: ModelSpec, policy: Policy) -> str:
+    """Digest of everything that judgements of these gates depend on, but for the bytes."""
+    return digest_of(
+        canonical_json({gate.name: policy_digest(gate, spec, policy) for gate in gates})
+    )
+
+
 def record_verdict(
-    store: Store,
+    evidence: EvidenceLog,
     release: str,
     gate: Gate,
     spec: ModelSpec,
@@ -176,10 +190,13 @@ def record_verdict(
     digests: Mapping[str, str],
     run: str,
 ) -> Verdict:
-    """Writes the verdict to the release's log; the newest of a gate is the one that counts.
+    """Attests the verdict; the newest of a gate is the one that counts.
 
     Args:
         digests: digest of each asset in hand; the gate's subjects must be among them.
+
+    Raises:
+        EvidenceError: it cannot be signed, or the log is not what it was.
     """
     subjects = {asset: digests[asset] for asset in gate.subjects}
     verdict = Verdict(
@@ -200,34 +217,40 @@ def record_verdict(
         run=run,
         time=datetime.now(UTC),
     )
-    store.append(_log(release), verdict.model_dump(mode="json"))
+    chains = (release_chain(release),)
+    evidence.append(*(Attestation(statement, chains) for statement in attest.verdict(verdict)))
     return verdict
 
 
-def verdicts(store: Store, release: str) -> dict[str, Verdict]:
+def verdicts(evidence: EvidenceLog, release: str) -> dict[str, Verdict]:
     """The newest verdict of each gate that judged in this release."""
-    return {verdict.gate: verdict for verdict in all_verdicts(store, release)}
+    return {verdict.gate: verdict for verdict, _ in all_verdicts(evidence, release)}
 
 
-def all_verdicts(store: Store, release: str) -> Iterator[Verdict]:
-    """Every verdict about the release, oldest first.
+def all_verdicts(evidence: EvidenceLog, release: str) -> Iterator[tuple[Verdict, str]]:
+    """Every verdict about the release, oldest first, with the digest of its statement.
 
     Raises:
-        StoreError: one was written by another version of the platform.
+        EvidenceError: one is missing, changed, not signed by a trusted key, about another
+            release, or was written by another version of the platform.
     """
-    for entry in store.log(_log(release)):
+    for entry in evidence.entries(release_chain(release), GATE_VERDICT):
         try:
-            yield Verdict.model_validate(entry.record)
+            verdict = Verdict.model_validate(entry.statement.predicate)
         except ValidationError as error:
-            raise StoreError(
+            raise EvidenceError(
                 f"A verdict about {release} has a form that this platform does not read",
                 expected="a verdict as it writes them",
-                found=f"one of gate {entry.record.get('gate')}",
+                found=f"one of gate {entry.statement.predicate.get('gate')}",
                 cure="make a new release, or read it with the version that wrote it",
             ) from error
+        if verdict.release == release:
+            yield verdict, entry.leaf.statement
 
 
-def require(store: Store, gates: Iterable[Gate], facts: Circumstances) -> tuple[Standing, ...]:
+def require(
+    evidence: EvidenceLog, gates: Iterable[Gate], facts: Circumstances
+) -> tuple[Standing, ...]:
     """Decides whether a release may go on. The only function that does.
 
     Args:
@@ -243,7 +266,7 @@ def require(store: Store, gates: Iterable[Gate], facts: Circumstances) -> tuple[
             made under another policy or beside another serving release, and no waiver
             covers it. All of these are named.
     """
-    found = standings(store, gates, facts)
+    found = standings(evidence, gates, facts)
     if closed := [standing for standing in found if not standing.opens]:
         raise GateRefusedError(
             f"Release {facts.release} may not go on",
@@ -251,22 +274,29 @@ def require(store: Store, gates: Iterable[Gate], facts: Circumstances) -> tuple[
             found="; ".join(f"{standing.gate.name}: {standing.reason}" for standing in closed),
             cure="; ".join(dict.fromkeys(standing.next_action for standing in closed)),
         )
-    for standing in found:
-        if standing.waiver is not None and standing.verdict is not None:
-            use = WaiverUse(
-                release=facts.release,
-                gate=standing.gate.name,
-                waiver=standing.waiver,
-                judged=standing.verdict.time,
-                time=datetime.now(UTC),
-            )
-            store.append(_waiver_log(facts.release), use.model_dump(mode="json"))
-    return found
+    return tuple(_record_use(evidence, facts.release, standing) for standing in found)
 
 
-def waiver_uses(store: Store, release: str) -> Iterator[WaiverUse]:
+def _record_use(evidence: EvidenceLog, release: str, standing: Standing) -> Standing:
+    """Attests that a release goes on by a waiver, if it does."""
+    if standing.waiver is None or standing.verdict is None:
+        return standing
+    use = WaiverUse(
+        release=release,
+        gate=standing.gate.name,
+        waiver=standing.waiver,
+        judged=standing.verdict.time,
+        time=datetime.now(UTC),
+    )
+    statement = attest.waiver_use(use, standing.verdict)
+    (entry,) = evidence.append(Attestation(statement, (release_chain(release),)))
+    return replace(standing, statements=(*standing.statements, entry.leaf.statement))
+
+
+def waiver_uses(evidence: EvidenceLog, release: str) -> Iterator[WaiverUse]:
     """Every time that the release went on by a waiver, oldest first."""
-    return (WaiverUse.model_validate(e.record) for e in store.log(_waiver_log(release)))
+    entries = evidence.entries(release_chain(release), WAIVER_USE)
+    return (WaiverUse.model_validate(entry.statement.predicate) for entry in entries)
 
 
 def judged_bytes(verdict: Verdict) -> tuple[str, ...]:
@@ -276,12 +306,22 @@ def judged_bytes(verdict: Verdict) -> tuple[str, ...]:
     )
 
 
-def standings(store: Store, gates: Iterable[Gate], facts: Circumstances) -> tuple[Standing, ...]:
+def standings(
+    evidence: EvidenceLog, gates: Iterable[Gate], facts: Circumstances
+) -> tuple[Standing, ...]:
     """Where the release stands with each gate."""
     judged: dict[str, list[Verdict]] = {}
-    for verdict in all_verdicts(store, facts.release):
+    newest: dict[str, str] = {}
+    for verdict, statement in all_verdicts(evidence, facts.release):
         judged.setdefault(verdict.gate, []).append(verdict)
-    return tuple(_standing(gate, judged.get(gate.name, []), facts) for gate in gates)
+        newest[verdict.gate] = statement
+    return tuple(
+        replace(
+            _standing(gate, judged.get(gate.name, []), facts),
+            statements=(newest[gate.name],) if gate.name in newest else (),
+        )
+        for gate in gates
+    )
 
 
 def _standing(gate: Gate, judged: Sequence[Verdict], facts: Circumstances) -> Standing:
@@ -331,11 +371,3 @@ def _doubt(gate: Gate, verdict: Verdict, facts: Circumstances) -> str | None:
     if gate.compares and others and verdict.baseline != facts.serving:
         return f"compared with package {verdict.baseline}, but {facts.serving} serves by now"
     return None
-
-
-def _waiver_log(release: str) -> str:
-    return f"waivers/{release}"
-
-
-def _log(release: str) -> str:
-    return f"verdicts/{release}"

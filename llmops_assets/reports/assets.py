@@ -31,22 +31,32 @@ ROWS_SHOWN = 50
 def audit_record(
     context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]
 ) -> dg.MaterializeResult[ArtifactHandle]:
-    """Everything that is on record of a release: results, verdicts, incidents, routes."""
+    """Everything that signed statements say of a release: for machines, and as a page."""
     from llmops_assets.reports.audit import audit
+    from llmops_assets.reports.publication import AUDIT_FILE, MEDIA_TYPE, PAGE_FILE, published
+    from llmops_assets.reports.publication import link as link_to
 
     release = context.partition_key
     started = datetime.now(UTC)
-    document = audit(platform.columns, platform.routes, release)
+    record = audit(platform, release)
+    report, files = published(record)
     action = Action(
         asset="audit_record",
-        media_type="application/vnd.llmops.audit.v1",
-        inputs={asset: results[-1].artifact for asset, results in document.results.items()},
+        media_type=MEDIA_TYPE,
+        inputs={step.asset: step.artifact for step in record.build.steps},
     )
-    result = platform.columns.record(release, action, document, started)
-    return materialized(platform, result.model_copy(update={"facts": {
-        "verdicts": {verdict.gate: verdict.decision.value for verdict in document.verdicts},
-        "route_changes": len(document.routes),
-    }}))  # fmt: skip
+    result = platform.columns.record(release, action, report, started, files)
+    page = ArtifactHandle(result, platform.store).path / PAGE_FILE
+    link = link_to(platform, record, files[PAGE_FILE])
+    if not record.integrity.holds:
+        context.log.error("the evidence does not hold: " + "; ".join(record.integrity.problems))
+    return materialized(platform, result.model_copy(update={"facts": {}}), {
+        "summary": dg.MetadataValue.md(report.markdown),
+        "gaps": len(record.gaps),
+        "evidence_holds": record.integrity.holds,
+        "page": dg.MetadataValue.url(link) if link else dg.MetadataValue.path(str(page)),
+        "record": dg.MetadataValue.path(str(page.with_name(AUDIT_FILE))),
+    })  # fmt: skip
 
 
 @dg.asset(

@@ -22,7 +22,10 @@ from hypothesis import strategies as st
 from in_toto_attestation.v1.statement import Statement as IntotoStatement
 
 from llmops_assets import __version__
+from llmops_assets.deploy.accepted_approvers import AcceptedPolicy, PolicyChangeApproval
 from llmops_assets.deploy.approval import RecordedDecision
+from llmops_assets.deploy.revocation import Revocation
+from llmops_assets.deploy.signed_decision import LogHead, SignedDecision
 from llmops_assets.develop.specs import SpecSource
 from llmops_assets.evidence import attest
 from llmops_assets.evidence import statements as types
@@ -196,6 +199,53 @@ EVERY_KIND: Mapping[str, Statement] = {
     "empty route": attest.route_change(ROUTE.model_copy(update={"targets": ()})),
     "incident": attest.incident(INCIDENT),
     "decision": attest.decision(CHOICE),
+    "approval": attest.approval(
+        SignedDecision(
+            environment=Environment.PRODUCTION,
+            model="parrot",
+            release=RELEASE,
+            package=digest("package"),
+            decision="approve",
+            approver="grace",
+            reason="fine",
+            verdicts={"accuracy": digest("verdict 1")},
+            policy=digest("policy"),
+            log=LogHead(size=12, root="TKfVZDH/8vOLWzRhpGEPSKMrTIQDtxzw+pKD/t5rlZk="),
+            nonce="0123456789abcdef0123456789abcdef",
+            time=STARTED,
+            not_before=STARTED,
+            expires=FINISHED,
+        )
+    ),
+    "revocation": attest.revocation(
+        Revocation(
+            release=RELEASE,
+            package=digest("package"),
+            actor="ada",
+            reason="wrong years",
+            time=STARTED,
+        )
+    ),
+    "approvers": attest.approvers(
+        AcceptedPolicy(
+            ref="refs/heads/approvers",
+            commit=COMMIT,
+            digest=digest("approvers"),
+            content="approvers: ...",
+            approvers=(),
+            envelopes=(),
+            time=STARTED,
+        )
+    ),
+    "change of approvers": attest.approvers_change(
+        PolicyChangeApproval(
+            approver="grace",
+            digest=digest("approvers"),
+            previous=digest("entry"),
+            reason="heidi joins",
+            time=STARTED,
+        )
+    ),
     "summary": summary(),
     "refusal": summary(passed=False),
     "export": attest.audit_export(
@@ -289,7 +339,7 @@ def test_every_own_predicate_has_a_kind_above_and_a_place_in_the_docs() -> None:
         for value in vars(types).values()
         if isinstance(value, str) and value.startswith("https://") and value.endswith(("v1", "0.1"))
     } - {types.STATEMENT_TYPE}
-    assert len(declared) == 11
+    assert len(declared) == 17
     assert {statement.predicate_type for statement in EVERY_KIND.values()} == declared
     for uri in (*declared, attest.BUILD_TYPE, attest.LOCAL_BUILDER, attest.VERIFIER):
         assert uri in documented, uri

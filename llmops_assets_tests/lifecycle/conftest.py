@@ -84,7 +84,7 @@ def spare_release(user: StackUser, first_release: FirstRelease) -> str:
         if state.deployment is not None
     }
     for release in user.platform.columns.releases(MODEL):
-        staged = verdicts(user.platform.store, release).get("staging_smoke")
+        staged = verdicts(user.platform.evidence, release).get("staging_smoke")
         retired = user.platform.columns.find(release, "deprecated_version")
         if release not in held and staged is not None and staged.passed and retired is None:
             return release

@@ -163,7 +163,7 @@ def test_a_triton_that_does_not_answer(user: StackUser, spare_release: str) -> N
     """A server that hangs after its smoke test still has a process, and gets no traffic."""
     run = user.start_promotion(spare_release)
     worker = user.worker(run)
-    stop_when(worker, lambda: "candidate_smoke" in verdicts(user.platform.store, spare_release))
+    stop_when(worker, lambda: "candidate_smoke" in verdicts(user.platform.evidence, spare_release))
     idle = next(colour for colour in Colour if colour != user.serving().colour)
     slot = Slot(Environment.PRODUCTION, MODEL, idle)
     server = _server(user, slot)

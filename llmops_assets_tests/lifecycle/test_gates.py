@@ -30,7 +30,7 @@ def test_int4_fails_parity_though_its_perplexity_stays(
     assert abs(engine / checkpoint - 1) < 0.01
     assert f"Gate parity failed for {key}" in told
     assert "To do: optimise: choose a finer precision" in told
-    found = verdicts(user.platform.store, key)["parity"]
+    found = verdicts(user.platform.evidence, key)["parity"]
     decisions = {finding.metric: finding.decision.value for finding in found.findings}
     assert "failed" in (decisions["logit_distance"], decisions["token_agreement"])
     assert "packaged_model" not in column
@@ -66,7 +66,7 @@ def test_a_release_is_compared_with_what_serves(
 ) -> None:
     """The verdict names the package it was compared with, and shows the interval."""
     key, _ = int4_release
-    verdict = verdicts(user.platform.store, key)["no_regression"]
+    verdict = verdicts(user.platform.evidence, key)["no_regression"]
     assert verdict.baseline == user.serving().package
     (finding,) = verdict.findings
     assert finding.metric == "regression of exact_match"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event, Thread
 
 import psutil
 import pytest
 from dagster import DagsterEventType
 
+from llmops_assets.evidence.keys import read_trust_root
+from llmops_assets.reports.audit import audit
 from llmops_assets.serving.slots import Colour
 from llmops_assets_tests.lifecycle.conftest import FirstRelease
 from llmops_assets_tests.lifecycle.stack_user import MODEL, StackUser
@@ -139,6 +145,36 @@ def test_an_engine_flag_retrains_nothing(
         assert ours[asset].artifact != first[asset].artifact
     assert ours["engine"].parameters == {"precision": "int8", "block_size": 64}
     assert ours["model_spec"].facts["derived_from"] != first_release.key
+
+
+def test_an_auditor_gets_an_answer(
+    user: StackUser, takeover: Takeover, cheap_release: CheapRelease, tmp_path: Path
+) -> None:
+    """What served, where it came from, what was changed, and a proof that needs nothing of us."""
+    for release in (takeover.key, cheap_release.key):
+        start = time.monotonic()
+        record = audit(user.platform, release)
+        assert time.monotonic() - start < 2
+        assert record.integrity.holds
+        assert record.identity.package is not None
+    serving = user.command("audit", "--serving", "production", "--model", MODEL, "--json")
+    assert cheap_release.key in serving.stdout
+    told = user.command("diff", takeover.key, cheap_release.key, "--json")
+    assert told.returncode == 1, told.stderr
+    topics = json.loads(told.stdout)["topics"]
+    assert topics["spec"] == [{"what": "engine.block_size", "first": 32, "second": 64}]
+    assert not {"data", "weights"} & set(topics)
+    bundle = tmp_path / "bundle.zip"
+    exported = user.command("audit", "export", cheap_release.key, "--output", str(bundle))
+    assert exported.returncode == 0, exported.stderr
+    root = read_trust_root(user.settings.key_folder).fingerprint
+    elsewhere = subprocess.run(
+        [sys.executable, "-m", "llmops_assets.cli", "verify", str(bundle), "--root", root],
+        env={"HOME": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert elsewhere.returncode == 0, elsewhere.stdout + elsewhere.stderr
+    assert "complete up to its export" in elsewhere.stdout
 
 
 @contextmanager
