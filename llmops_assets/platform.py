@@ -9,19 +9,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from llmops_assets.errors import SpecError
+from llmops_assets.errors import GateRefusedError, SpecError
+from llmops_assets.evidence import attest
 from llmops_assets.evidence.gates import PROVEN, Gate
+from llmops_assets.evidence.leaves import release_chain
+from llmops_assets.evidence.log import Attestation, EvidenceLog, evidence_log
+from llmops_assets.evidence.results import AttestedResults
+from llmops_assets.evidence.statements import PROVENANCE
 from llmops_assets.evidence.verdicts import (
     NOTHING_SERVES,
     Circumstances,
     Standing,
     Verdict,
+    judged_by,
     judged_bytes,
     require,
     standings,
@@ -41,7 +48,7 @@ if TYPE_CHECKING:
     from llmops_assets.serving.gateway import EnvoyGateway
     from llmops_assets.serving.metrics import Metrics
     from llmops_assets.serving.routes import Routes
-    from llmops_assets.serving.slots import Slots
+    from llmops_assets.serving.slots import Environment, Slots
     from llmops_assets.storage.store import Store
 
 SPEC_FILE = "spec.json"
@@ -61,7 +68,11 @@ class Platform:
 
     @cached_property
     def columns(self) -> Columns:
-        return Columns(self.store, self.settings.work)
+        return Columns(self.store, self.settings.work, AttestedResults(self.evidence))
+
+    @cached_property
+    def evidence(self) -> EvidenceLog:
+        return evidence_log(self.settings, self.store)
 
     @cached_property
     def registry(self) -> ModelRegistry:
@@ -111,7 +122,7 @@ class Platform:
     def routes(self) -> Routes:
         from llmops_assets.serving.routes import Routes
 
-        return Routes(self.store, self.gateway)
+        return Routes(self.evidence, self.gateway)
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -163,13 +174,50 @@ class Platform:
         if set(gates) & set(PROVEN):
             # What is below a floor goes nowhere, but into the archive.
             check_floors(facts.spec, facts.policy.floors)
-        return require(self.store, gates, facts)
+        return require(self.evidence, gates, facts)
 
     def standings(
         self, release: str, gates: Iterable[Gate], column: Mapping[str, ArtifactHandle]
     ) -> tuple[Standing, ...]:
         """Where the release stands with each gate, for people."""
-        return standings(self.store, gates, self.circumstances(release, column))
+        return standings(self.evidence, gates, self.circumstances(release, column))
+
+    def admit(
+        self,
+        release: str,
+        gates: Iterable[Gate],
+        column: Mapping[str, ArtifactHandle],
+        environment: Environment,
+    ) -> tuple[Standing, ...]:
+        """As `require`, for a deployment: the decision itself becomes evidence, also a refusal.
+
+        Raises:
+            GateRefusedError, SpecError: as `require`.
+        """
+        gates = tuple(gates)
+        found = self.standings(release, gates, column)
+
+        def decided(rests_on: Iterable[Standing], passed: bool) -> None:
+            summary = attest.verification_summary(
+                release=release,
+                package=column["packaged_model"].digest,
+                environment=environment,
+                model=Release.parse(release).model,
+                attestations=[digest for standing in rests_on for digest in standing.statements],
+                provenance=self._provenance(release, column["packaged_model"].digest),
+                policy=judged_by(gates, self.spec(release), self.policy),
+                passed=passed,
+                time=datetime.now(UTC),
+            )
+            self.evidence.append(Attestation(summary, (release_chain(release),)))
+
+        try:
+            accepted = self.require(release, gates, column)
+        except (GateRefusedError, SpecError):
+            decided(found, passed=False)
+            raise
+        decided(accepted, passed=True)
+        return accepted
 
     def circumstances(self, release: str, column: Mapping[str, ArtifactHandle]) -> Circumstances:
         """What verdicts of the release are held against, as of now."""
@@ -180,6 +228,13 @@ class Platform:
             digests=digests(column),
             waivers=self.waivers,
             serving=self.serving_package(Release.parse(release).model),
+        )
+
+    def _provenance(self, release: str, artifact: str) -> str | None:
+        """Digest of the newest signed provenance of an artifact in this release."""
+        entries = self.evidence.entries(release_chain(release), PROVENANCE, newest_first=True)
+        return next(
+            (e.leaf.statement for e in entries if e.statement.subject[0].sha256 == artifact), None
         )
 
     def waivers(self) -> tuple[Waiver, ...]:

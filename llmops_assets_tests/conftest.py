@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from llmops_assets.evidence.log import EvidenceLog
+
+from .evidence_rig import open_evidence
 from .release_rig import Rig
 
 
@@ -24,6 +27,12 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     rig = Rig(tmp_path / "rig")
     yield rig
     rig.close()
+
+
+@pytest.fixture
+def evidence(tmp_path: Path) -> EvidenceLog:
+    """An evidence log in the test's own folder."""
+    return open_evidence(tmp_path / "state")
 
 
 @pytest.fixture

@@ -13,6 +13,9 @@ import numpy as np
 import pandas as pd
 
 from llmops_assets.build.packaging import PACKAGE_MEDIA_TYPE
+from llmops_assets.deploy.approval import ASSET as APPROVAL
+from llmops_assets.deploy.approval import MEDIA_TYPE as APPROVAL_MEDIA_TYPE
+from llmops_assets.deploy.approval import Approval
 from llmops_assets.deploy.delivery import LoadedPackage, load, move
 from llmops_assets.develop.baseline import evaluation_action
 from llmops_assets.develop.data import DATA_FILE
@@ -21,6 +24,7 @@ from llmops_assets.develop.metrics import measure
 from llmops_assets.develop.registration import Registration
 from llmops_assets.develop.specs import SpecSource
 from llmops_assets.evidence.gates import BUILT, CANARY, Gate
+from llmops_assets.evidence.keys import create_keys
 from llmops_assets.evidence.statistics import Decision
 from llmops_assets.evidence.verdicts import NOTHING_SERVES, Judgement, Verdict, record_verdict
 from llmops_assets.platform import SPEC_FILE, Platform
@@ -119,9 +123,9 @@ class Rig:
         self.models = root / "models"
         self.models.mkdir(parents=True)
         self.write_spec(SPEC)
-        self.platform = PlatformOnDoubles(
-            Settings(state=root / "state", models=self.models, http_timeout_seconds=5)
-        )
+        settings = Settings(state=root / "state", models=self.models, http_timeout_seconds=5)
+        create_keys(settings.key_folder)
+        self.platform = PlatformOnDoubles(settings)
 
     def write_spec(self, text: str) -> None:
         (self.models / f"{MODEL}.yaml").write_text(text)
@@ -172,6 +176,17 @@ class Rig:
         Args:
             wrong: how many answers of each slice are wrong, all the same.
         """
+        self.build_unjudged(release, version, text, wrong)
+        self.judge(release, BUILT, PASSED)
+
+    def build_unjudged(
+        self,
+        release: str,
+        version: int,
+        text: str = SPEC,
+        wrong: Mapping[str, int] | None = None,
+    ) -> None:
+        """As `build`, before any gate was asked."""
         self.freeze(release, text)
         for asset in (
             "training_data", "data_report", "checkpoint", "converted_weights", "engine",
@@ -200,7 +215,6 @@ class Rig:
             Registration(model=MODEL, version=version, tags={}),
             datetime.now(UTC),
         )
-        self.judge(release, BUILT, PASSED)
 
     def evaluate(self, release: str, wrong: Mapping[str, int] | None = None) -> None:
         """Publishes what the real evaluation would, had it got so many answers wrong."""
@@ -227,9 +241,24 @@ class Rig:
         # As if judged beside what serves now.
         beside = judgement.model_copy(update={"baseline": self.platform.serving_package(MODEL)})
         return [
-            record_verdict(self.platform.store, release, gate, spec, policy, beside, column, "run")
+            record_verdict(
+                self.platform.evidence, release, gate, spec, policy, beside, column, "run"
+            )
             for gate in gates
         ]
+
+    def approve(self, release: str) -> None:
+        """Publishes bob's claimed approval of the release's package."""
+        approval = Approval(
+            approver="bob",
+            decision="approve",
+            reason="it answers well",
+            package=self.platform.columns.get(release, "packaged_model").artifact,
+            requested_by="ada",
+            time=datetime.now(UTC),
+        )
+        action = Action(APPROVAL, APPROVAL_MEDIA_TYPE)
+        self.platform.columns.record(release, action, approval, approval.time)
 
     def deployment(self, release: str, version: int) -> Deployment:
         """What a slot is told that gets the release."""

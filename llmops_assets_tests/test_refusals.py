@@ -30,6 +30,7 @@ from llmops_assets.evidence.gates import (
     STAGING_SMOKE,
     Gate,
 )
+from llmops_assets.evidence.log import LOG
 from llmops_assets.evidence.statistics import Decision
 from llmops_assets.evidence.verdicts import State, record_verdict
 from llmops_assets.policy import read_policy
@@ -61,9 +62,11 @@ CASES = [
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """A release before its route moves, every gate passed; tests take verdicts from it."""
     rig = Rig(tmp_path_factory.mktemp("refusals") / "rig")
-    rig.build(RELEASE, 1)
+    rig.build_unjudged(RELEASE, 1)
     for asset in (*LOADED, "production_approval"):
         rig.publish(RELEASE, asset, {"document.json": f'{{"asset": "{asset}"}}'})
+    for place, folder in enumerate(evidence_folders(rig)):
+        shutil.copytree(folder, rig.root / f"unjudged-{place}")
     with DagsterInstance.ephemeral() as instance:
         yield Runs(rig, instance)
     rig.close()
@@ -77,9 +80,17 @@ def rig(runs: Runs) -> Rig:
     return runs.rig
 
 
+def evidence_folders(rig: Rig) -> tuple[Path, Path]:
+    """The log, and the index that remembers it."""
+    settings = rig.platform.settings
+    return settings.store / "logs" / LOG, settings.evidence_index.parent
+
+
 def forget(rig: Rig) -> None:
-    """Deletes all verdicts from the disk."""
-    shutil.rmtree(rig.platform.settings.store / "logs" / "verdicts")
+    """Puts the evidence back to before anything was judged."""
+    for place, folder in enumerate(evidence_folders(rig)):
+        shutil.rmtree(folder)
+        shutil.copytree(rig.root / f"unjudged-{place}", folder)
 
 
 def refused(runs: Runs, asset: str) -> str:
@@ -109,7 +120,7 @@ def others(gate: Gate, rig: Rig) -> None:
     column = digests(platform.column(RELEASE))
     column |= {gate.subjects[0]: digest_of(b"other")}
     spec, policy = platform.spec(RELEASE), platform.policy
-    record_verdict(platform.store, RELEASE, gate, spec, policy, PASSED, column, "run")
+    record_verdict(platform.evidence, RELEASE, gate, spec, policy, PASSED, column, "run")
 
 
 def without(gate: Gate, rig: Rig) -> None:
@@ -120,7 +131,7 @@ def without(gate: Gate, rig: Rig) -> None:
 
 @pytest.mark.parametrize(("asset", "gate"), CASES)
 def test_deployment_needs_the_verdict_itself(runs: Runs, rig: Rig, asset: str, gate: Gate) -> None:
-    """Failed, undecided, deleted, forged in Dagster, or about other bytes: no means no."""
+    """Failed, forged in Dagster, never judged, or about other bytes: no means no."""
     rig.judge(RELEASE, [gate], FAILED)
     assert f"{gate.name}: failed: the test says so" in (told := refused(runs, asset))
     assert gate.next_action in told

@@ -2,11 +2,11 @@
 
 This repeats, for somebody who was not there, what `verdicts.require` and `deploy/approval.py`
 decided at the time. A release may get traffic if the newest verification summary for that
-environment passed and is about its package, if all that the summary rests on is there and
-passed, or was waived by a waiver that had not expired, and if, in production, somebody other
-than who asked for the release approved it and nobody rejected or revoked it since. A release that
-is still warm on the route may get its traffic back if its canary had passed, and nobody
-revoked it since it was deployed.
+environment passed and is about its package, if all that the summary rests on is there, is
+about what the release made, and passed, or was waived by a waiver that had not expired, and
+if, in production, somebody other than who asked for the release approved it and nobody
+rejected or revoked it since. A release that is still warm on the route may get its traffic
+back if its canary had passed, and nobody revoked it since it was deployed.
 """
 
 from __future__ import annotations
@@ -244,8 +244,15 @@ def _objections(
     """What speaks against going on by these verdicts and waivers."""
     newest = {verdict.gate: verdict for verdict in _verdicts(known)}
     uses = [_read(WaiverUse, entry) for entry in _of_type(inputs, WAIVER_USE)]
+    made = _made(known)
     for verdict in _verdicts(inputs):
         gate = verdict.gate
+        for asset, digest in verdict.subjects.items():
+            if (asset, digest) not in made:
+                yield (
+                    f"the verdict of {gate} is about {asset} {digest}, which no statement before "
+                    "it says the release made"
+                )
         if verdict.subjects.get(PACKAGE, package) != package:
             yield f"the verdict of {gate} is about package {verdict.subjects[PACKAGE]}"
         if newest[gate] != verdict:
@@ -256,6 +263,16 @@ def _objections(
         )
         if not verdict.passed and not waived:
             yield f"{gate} had {verdict.decision}, and it rests on no waiver in force"
+
+
+def _made(entries: Iterable[Entry]) -> set[tuple[str, str]]:
+    """Asset and digest of all artifacts that the release made, its events among them."""
+    return {
+        (subject.name, subject.sha256)
+        for entry in entries
+        if entry.statement.predicate_type in (PROVENANCE, LIFECYCLE_EVENT)
+        for subject in entry.statement.subject
+    }
 
 
 def _verdicts(entries: Iterable[Entry]) -> list[Verdict]:

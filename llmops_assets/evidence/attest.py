@@ -69,7 +69,7 @@ APPROVERS_FILE = "approvers.yaml"
 
 ResourceDescriptor = dict[str, Any]
 """A JSON object by in-toto's ResourceDescriptor v1."""
-AnchorKind = Literal["git-ref", "object-lock", "time-stamp"]
+AnchorKind = Literal["git-ref", "time-stamp"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
@@ -214,6 +214,7 @@ def lifecycle_event(result: Result) -> Statement:
             "document": record["facts"],
             "started": record["started"],
             "finished": record["finished"],
+            "record": digest_of(canonical_json(record)),
         },
     )
 
@@ -233,8 +234,11 @@ def route_change(route: Route) -> Statement:
 
 
 def incident(reported: Incident) -> Statement:
-    """Something went wrong with what serves, or somebody did something about it."""
-    predicate = _json(reported)
+    """Something went wrong with what serves, or somebody did something about it.
+
+    Without its notes, which are statements of their own.
+    """
+    predicate = reported.model_dump(mode="json", exclude={"notes"})
     return Statement(
         subject=_itself("incident", predicate), predicate_type=INCIDENT, predicate=predicate
     )

@@ -129,12 +129,13 @@ def unpack(content: bytes) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = archive.infolist()
-            # What was never compressed cannot fill the memory either.
-            if any(
-                entry.compress_type != zipfile.ZIP_STORED or entry.file_size > len(content)
-                for entry in entries
-            ):
-                raise zipfile.BadZipFile("a file in it is compressed")
+            if len({entry.filename for entry in entries}) < len(entries):
+                raise zipfile.BadZipFile("a file is in it twice")
+            # What was never compressed, and does not overlap, cannot fill the memory either.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(
+                entry.file_size for entry in entries
+            ) > len(content):
+                raise zipfile.BadZipFile("its files are compressed, or overlap")
             files = {entry.filename: archive.read(entry) for entry in entries}
     # Damage in the one or other field of an archive is each of these.
     except (

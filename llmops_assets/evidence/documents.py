@@ -114,7 +114,7 @@ def layers(manifest: bytes, name: str) -> Mapping[str, str]:
         return {
             layer["annotations"][TITLE]: layer["digest"] for layer in json.loads(manifest)["layers"]
         }
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise EvidenceError(
             f"{name} is no manifest of an artifact",
             expected="an OCI image manifest whose layers have titles",

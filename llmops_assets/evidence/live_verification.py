@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from llmops_assets.errors import LLMOpsError
+from llmops_assets.errors import EvidenceError, LLMOpsError, StoreError
 from llmops_assets.evidence.export import check_known, take
+from llmops_assets.evidence.leaves import release_chain
+from llmops_assets.evidence.statements import LIFECYCLE_EVENT, PROVENANCE
 from llmops_assets.evidence.verification import Check, Verification, verify_taken
 from llmops_assets.evidence.witnesses import Witnesses
 
@@ -77,10 +79,26 @@ def _log(platform: Platform, progress: Progress) -> str:
 
 
 def _artifacts(platform: Platform, release: str, progress: Progress) -> str:
-    results = platform.columns.assets(release)
-    size = 0
-    for done, result in enumerate(results.values()):
-        progress("hashing artifacts", done, len(results))
-        size += platform.store.open(result.artifact)[0].size
-    progress("hashing artifacts", len(results), len(results))
-    return f"{len(results)} artifacts, {size} bytes, are what their digests say"
+    """Hashes all that signed statements say the release made; what is gone counts as damaged.
+
+    Raises:
+        EvidenceError: naming every artifact that the store does not have as it was signed.
+    """
+    chain = platform.evidence.entries(release_chain(release), PROVENANCE, LIFECYCLE_EVENT)
+    assets = {made.sha256: made.name for entry in chain for made in entry.statement.subject}
+    size, problems = 0, []
+    for done, (digest, asset) in enumerate(assets.items()):
+        progress("hashing artifacts", done, len(assets))
+        try:
+            size += platform.store.open(digest)[0].size
+        except StoreError as error:
+            problems.append(f"{asset}: {error}")
+    progress("hashing artifacts", len(assets), len(assets))
+    if problems:
+        raise EvidenceError(
+            f"Artifacts of {release} are missing or damaged",
+            expected=f"{len(assets)} artifacts, as signed statements name them",
+            found="; ".join(problems),
+            cure="restore the store's blobs from a backup",
+        )
+    return f"{len(assets)} artifacts, {size} bytes, are what signed statements say"

@@ -32,7 +32,7 @@ from llmops_assets.evidence.leaves import (
 )
 from llmops_assets.evidence.statements import PAYLOAD_TYPE, Statement
 from llmops_assets.settings import Settings
-from llmops_assets.storage.store import LogEntry, Store
+from llmops_assets.storage.store import LogEntry, Store, canonical_json, digest_of
 
 LOG = "evidence"
 PAGE = 1000
@@ -121,6 +121,15 @@ class EvidenceLog:
         with self._caught_up() as view:
             place = view.newest(chain, at)
         return None if place is None else self._read(place, self.keys())
+
+    def head(self, chain: str) -> str | None:
+        """Digest of the last entry of a chain; None for an empty one.
+
+        Raises:
+            EvidenceError: the log is not what it was.
+        """
+        with self._caught_up() as view:
+            return view.link(chain).previous
 
     def heads(self, prefix: str) -> Iterator[Entry]:
         """The last entry of every chain below `prefix/`, in the order of their names.
@@ -296,9 +305,13 @@ class EvidenceLog:
         sequence = start
         try:
             for logged in self.store.log(LOG, start):
+                # Bytes with a key twice would be the same record to us, and not to others.
+                if digest_of(canonical_json(logged.record)) != logged.digest:
+                    raise _broken(sequence, "a record that is not in its canonical form")
                 yield logged
                 sequence = logged.sequence + 1
-        except (StoreError, ValueError) as error:  # ValueError: bytes that are no JSON
+        # Bytes that are no JSON, or JSON that is nested without end.
+        except (StoreError, ValueError, RecursionError) as error:
             raise _broken(sequence, str(error)) from error
 
 

@@ -40,10 +40,55 @@ from llmops_assets.evidence import checkpoint
 from llmops_assets.evidence.dsse import Key, Signer
 from llmops_assets.evidence.keys import UNIX_SCHEME, CryptoSigner, Role, create_keys, local_signer
 from llmops_assets.evidence.package_signature import PREDICATE_TYPE as PACKAGE_SIGNATURE
+from llmops_assets.evidence.statements import (
+    ANCHOR,
+    APPROVAL,
+    APPROVERS,
+    APPROVERS_CHANGE,
+    AUDIT_EXPORT,
+    DECISION,
+    GATE_VERDICT,
+    INCIDENT,
+    INCIDENT_NOTE,
+    LIFECYCLE_EVENT,
+    PROVENANCE,
+    REVOCATION,
+    ROUTE_CHANGE,
+    SETTINGS_CHANGE,
+    TEST_RESULT,
+    VERIFICATION_SUMMARY,
+    WAIVER_USE,
+    Statement,
+)
 from llmops_assets.evidence.statements import PAYLOAD_TYPE as STATEMENT
-from llmops_assets.evidence.statements import Statement
 from llmops_assets.storage.store import digest_of
 
+ROLES: Mapping[str, Role] = {
+    PACKAGE_SIGNATURE: "package",
+    **dict.fromkeys(
+        (
+            ANCHOR,
+            APPROVAL,
+            APPROVERS,
+            APPROVERS_CHANGE,
+            AUDIT_EXPORT,
+            DECISION,
+            GATE_VERDICT,
+            INCIDENT,
+            INCIDENT_NOTE,
+            LIFECYCLE_EVENT,
+            PROVENANCE,
+            REVOCATION,
+            ROUTE_CHANGE,
+            SETTINGS_CHANGE,
+            TEST_RESULT,
+            VERIFICATION_SUMMARY,
+            WAIVER_USE,
+        ),
+        "evidence",
+    ),
+}
+"""The predicate types of the statements that it signs, and the role whose key signs each."""
 MAX_REQUEST_BYTES = 8 << 20
 """A package signature names every file: enough for about 40,000 of them."""
 TIMEOUT_SECONDS = 10.0
@@ -288,7 +333,9 @@ def _read(payload: bytes) -> tuple[str, Role, bytes]:
             checkpoint.Checkpoint.parse(body.decode("utf-8", errors="replace"))
             return payload_type, "evidence", body
         predicate = Statement.parse(body).predicate_type
-        return predicate, "package" if predicate == PACKAGE_SIGNATURE else "evidence", body
+        if predicate not in ROLES:
+            raise _refusal("a statement of a type in docs/predicates.md", predicate)
+        return predicate, ROLES[predicate], body
     raise _refusal(
         f"the DSSE encoding of {STATEMENT} or {checkpoint.PAYLOAD_TYPE}", repr(payload[:80])
     )

@@ -214,9 +214,6 @@ def ask(
         yield Testimony(
             "git-ref", None, f"in {', '.join(sorted(places))}; pass --anchor-git to look there"
         )
-    locked = [head for head in heads if head.kind == "object-lock"]
-    if locked:
-        yield Testimony("object-lock", None, f"{locked[-1].place} was not looked at")
 
 
 def _proven(entry: Entry, line: AnchoredHead, checkpoint: Checkpoint, root: TrustRoot) -> Head:

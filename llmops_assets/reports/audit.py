@@ -25,10 +25,13 @@ from llmops_assets.evidence.gates import RESTORES
 from llmops_assets.evidence.keys import read_trust_root
 from llmops_assets.evidence.leaves import Entry, route_chain
 from llmops_assets.evidence.package_signature import check_files, signature_of, signed_files
+from llmops_assets.evidence.results import attested_record
 from llmops_assets.evidence.statements import (
     DECISION,
     GATE_VERDICT,
     INCIDENT,
+    LIFECYCLE_EVENT,
+    PROVENANCE,
     ROUTE_CHANGE,
     VERIFICATION_SUMMARY,
     WAIVER_USE,
@@ -469,16 +472,18 @@ class _Reader:
                 yield tuple(map(str, command))
 
     def _unattested(self) -> Iterator[str]:
+        """Assets whose ref in the store leads to a result that no statement names."""
+        store, release = self._platform.store, self._evidence.release
         attested = {
-            subject.sha256
+            attested_record(entry)
             for entry in self._evidence.entries
-            for subject in entry.statement.subject
+            if entry.statement.predicate_type in (PROVENANCE, LIFECYCLE_EVENT)
         }
         try:
-            for asset, result in self._platform.columns.assets(self._evidence.release).items():
-                if result.artifact not in attested:
-                    yield asset
-        except (StoreError, ValidationError) as error:
+            for name, record in store.refs(f"releases/{release}"):
+                if record not in attested:
+                    yield name.rpartition("/")[2]
+        except StoreError as error:
             self._evidence.problems.append(f"The store's list of results is damaged: {error}")
 
     def _artifact(self, asset: str) -> str | None:

@@ -83,7 +83,7 @@ def _sections(
     yield (
         "Approvals",
         [
-            (a.approver, f"{a.decision} ({a.kind}, {a.known_by}) {moment(a.time)}: {a.reason}")
+            (a.approver, f"{a.decision} ({a.known_by}) {moment(a.time)}: {a.reason}")
             for a in record.approvals
         ],
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from llmops_assets.errors import StoreError
+from llmops_assets.errors import EvidenceError, StoreError
 from llmops_assets.platform import Platform
 from llmops_assets.reports.audit import audit
 from llmops_assets.reports.audit_record import AuditRecord, Section
@@ -35,12 +35,13 @@ class ReleaseDifference(Section):
     first: str
     second: str
     notes: tuple[str, ...]
+    holds: bool = Field(description="Whether the evidence of both holds.")
     topics: dict[str, tuple[Change, ...]]
 
     @property
     def equal(self) -> bool:
-        """Whether nothing differs but key, times and who asked."""
-        return not self.topics
+        """Whether nothing differs but key, times and who asked, as evidence that holds says."""
+        return self.holds and not self.topics
 
 
 def difference(platform: Platform, first: str, second: str) -> ReleaseDifference:
@@ -48,8 +49,18 @@ def difference(platform: Platform, first: str, second: str) -> ReleaseDifference
 
     Raises:
         ReleaseError: a key is malformed, or nothing is on record of it.
+        EvidenceError: nothing that is on record of it can be verified.
     """
-    return compare(audit(platform, first), audit(platform, second), platform)
+    one, other = audit(platform, first), audit(platform, second)
+    for record in (one, other):
+        if record.integrity.statements == 0:
+            raise EvidenceError(
+                f"The evidence of {record.identity.release} cannot be read",
+                expected="signed statements to compare",
+                found="; ".join(record.integrity.problems),
+                cure="run `llmops verify` on it, and restore the evidence from a backup",
+            )
+    return compare(one, other, platform)
 
 
 def compare(one: AuditRecord, other: AuditRecord, platform: Platform) -> ReleaseDifference:
@@ -77,6 +88,7 @@ def compare(one: AuditRecord, other: AuditRecord, platform: Platform) -> Release
         first=one.identity.release,
         second=other.identity.release,
         notes=tuple(_notes(one, other, files)),
+        holds=one.integrity.holds and other.integrity.holds,
         topics={name: changes for name, changes in topics.items() if changes},
     )
 

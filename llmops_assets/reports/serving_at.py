@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from pydantic import AwareDatetime, Field
 
-from llmops_assets.errors import SettingsError
+from llmops_assets.errors import EvidenceError, SettingsError
 from llmops_assets.evidence.leaves import Entry, route_chain
 from llmops_assets.evidence.log import EvidenceLog
 from llmops_assets.platform import Platform
@@ -46,9 +46,11 @@ def serving_at(platform: Platform, environment: Environment, model: str, at: dat
         at: with a time zone.
 
     Raises:
-        EvidenceError: the routes' evidence does not hold.
+        EvidenceError: the routes' evidence does not hold, or the model never had a route there.
     """
     evidence, chain = platform.evidence, route_chain(environment, model)
+    if evidence.head(chain) is None:
+        raise _never_routed(evidence, environment, model)
     entry = evidence.newest(chain, at)
     targets = () if entry is None else shares(_route(entry).targets)
     serving = sorted((s for s in targets if s.weight), key=lambda share: -share.weight)
@@ -118,6 +120,15 @@ def lines(found: ServingAt) -> list[str]:
         shown.append(f"  until now ({moment(datetime.now(UTC))})")
     shown += [f"next: {command}" for command in found.commands]
     return [printable(line) for line in shown]
+
+
+def _never_routed(evidence: EvidenceLog, environment: Environment, model: str) -> EvidenceError:
+    known = [_route(entry).model for entry in evidence.heads(f"routes/{environment}")]
+    return EvidenceError(
+        f"{model} never had a route in {environment}",
+        expected=f"a model that was routed there: {', '.join(known) or 'none was'}",
+        cure="correct the name or the environment",
+    )
 
 
 def _since(evidence: EvidenceLog, chain: str, entry: Entry) -> Entry:

@@ -46,7 +46,7 @@ def _moments(record: AuditRecord) -> Iterator[Moment]:
         word = "approved" if approval.decision == "approve" else "rejected"
         yield Moment(
             approval.time,
-            f"{approval.approver} {word} it ({approval.kind}): {approval.reason}",
+            f"{approval.approver} {word} it ({approval.known_by}): {approval.reason}",
             good=approval.decision == "approve",
         )
     for load in record.deployments.loads:

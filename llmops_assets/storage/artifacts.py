@@ -1,17 +1,16 @@
-"""How artifacts travel between assets: as handles. Bytes never pass through Dagster."""
+"""Handles of artifacts: what travels between assets, in place of bytes.
+
+Knows nothing of Dagster, whose import takes longer than a rollback may.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import dagster as dg
-
-from llmops_assets.errors import StoreError
-from llmops_assets.explained import explained
-from llmops_assets.storage.columns import DOCUMENT, Columns, Result
+from llmops_assets.storage.columns import DOCUMENT, Result
 from llmops_assets.storage.store import Artifact, Store
 
 
@@ -49,34 +48,3 @@ class ArtifactHandle:
 def digests(column: Mapping[str, ArtifactHandle]) -> dict[str, str]:
     """Digest of each asset of a column."""
     return {asset: handle.digest for asset, handle in column.items()}
-
-
-class ArtifactIOManager(dg.IOManager):
-    """Passes handles between assets; the store's refs say which artifact a release has.
-
-    Outputs were published by `Columns` before they come here, so that publishing does
-    not depend on Dagster. Here it is made sure that nothing else is reported.
-    """
-
-    def __init__(self, columns: Callable[[], Columns]) -> None:
-        """
-        Args:
-            columns: opens them; called only when an asset runs.
-        """
-        self._columns = columns
-
-    def handle_output(self, context: dg.OutputContext, obj: ArtifactHandle) -> None:
-        published = self._columns().get(context.partition_key, context.asset_key.path[-1])
-        if published.artifact != obj.digest:
-            raise StoreError(
-                f"{context.asset_key.to_user_string()} reports what it has not published",
-                expected=published.artifact,
-                found=obj.digest,
-                cure="materialize the asset again; if it repeats, report it",
-            )
-
-    def load_input(self, context: dg.InputContext) -> ArtifactHandle:
-        with explained():
-            columns = self._columns()
-            result = columns.get(context.partition_key, context.asset_key.path[-1])
-            return ArtifactHandle(result, columns.store)

@@ -12,11 +12,11 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
@@ -96,17 +96,51 @@ Make = Callable[[Workshop], Mapping[str, Any]]
 """Fills the workshop's output directory; returns facts for people."""
 
 
+class Witness(Protocol):
+    """Who is told of results, and says which ones count.
+
+    Not the refs of the store: whoever writes there could exchange them. They only lead people
+    and other tools to the records.
+    """
+
+    def performed(self, result: Result) -> None:
+        """Is told that a step ran its tools."""
+        ...
+
+    def made(self, result: Result) -> None:
+        """Is told that a result becomes its release's own."""
+        ...
+
+    def happened(self, result: Result) -> None:
+        """Is told of an event, see `Columns.record`."""
+        ...
+
+    def results(self, release: str) -> Mapping[str, str]:
+        """Digest of the record of each asset's result, by asset."""
+        ...
+
+    def result_of(self, asset: str, action: str) -> str | None:
+        """Digest of the record of an action's result; None if nobody made it.
+
+        Args:
+            asset: that the action makes.
+            action: its digest.
+        """
+        ...
+
+
 class Columns:
     """The published results in a store."""
 
-    def __init__(self, store: Store, work: Path) -> None:
+    def __init__(self, store: Store, work: Path, witness: Witness) -> None:
         self.store = store
         self.work = work
+        self._witness = witness
 
     def find(self, release: str, asset: str) -> Result | None:
         """What the asset published in this release, or None."""
-        record = self.store.resolve(_ref(release, asset))
-        return None if record is None else Result.model_validate(self.store.record(record))
+        record = self._witness.results(release).get(asset)
+        return None if record is None else self._read(record)
 
     def published(self, release: str, asset: str) -> Result | None:
         """What the asset published in this release, if the store still has its bytes whole."""
@@ -130,18 +164,8 @@ class Columns:
 
     def assets(self, release: str) -> dict[str, Result]:
         """Everything the release published, by asset."""
-        return {
-            name.rpartition("/")[2]: Result.model_validate(self.store.record(record))
-            for name, record in self.store.refs(f"releases/{release}")
-        }
-
-    def history(self, release: str, asset: str) -> Iterator[Result]:
-        """All that the asset published in this release, oldest first.
-
-        What a killed run logged without making it the release's may be among them.
-        """
-        for entry in self.store.log(_ref(release, asset)):
-            yield Result.model_validate(entry.record)
+        results = self._witness.results(release)
+        return {asset: self._read(record) for asset, record in sorted(results.items())}
 
     def releases(self, model: str) -> list[str]:
         """Keys of the model's releases that froze a spec, oldest first."""
@@ -166,6 +190,7 @@ class Columns:
         """
         published = self.published(release, action.asset)
         if published is not None:
+            self._point(release, action.asset)  # if a killed run did not come to it
             return published
         result = self.perform(release, action, make)
         self.publish(result)
@@ -181,26 +206,36 @@ class Columns:
 
     def performed(self, action: Action) -> Result | None:
         """The action's result, if somebody made it."""
-        record = self.store.resolve(_action_ref(action))
-        return None if record is None else Result.model_validate(self.store.record(record))
+        record = self._witness.result_of(action.asset, action.digest)
+        return None if record is None else self._read(record)
 
     def record(
-        self, release: str, action: Action, document: BaseModel, started: datetime
+        self,
+        release: str,
+        action: Action,
+        document: BaseModel,
+        started: datetime,
+        files: Mapping[str, str] | None = None,
     ) -> Result:
         """Publishes what a deployment, an approval or a retirement did, as an artifact.
 
         Such assets are events in the world: they may happen again, and the release's ref
         then points to the newest. The older ones stay in the log.
+
+        Args:
+            files: texts beside the document, by name.
         """
         with tempfile.TemporaryDirectory(dir=_made(self.work)) as folder:
+            for name, content in (files or {}).items():
+                (Path(folder) / name).write_text(content, encoding="utf-8")
             (Path(folder) / DOCUMENT).write_text(document.model_dump_json(indent=2) + "\n")
             artifact = self.store.put(Path(folder), action.media_type)
         result = _result(
             release, action, artifact.digest, document.model_dump(mode="json"), started
         )
-        ref = _ref(release, action.asset)
-        current = self.store.resolve(ref)
-        self.store.compare_and_set(ref, current, self._log(result))
+        self._log(result)
+        self._witness.happened(result)
+        self._point(release, action.asset)
         return result
 
     def publish(self, result: Result) -> None:
@@ -209,17 +244,18 @@ class Columns:
         Raises:
             LifecycleOrderError: the release has published other bytes.
         """
-        try:
-            self.store.compare_and_set(_ref(result.release, result.asset), None, self._log(result))
-        except RefConflictError as error:
-            published = self.get(result.release, result.asset)
-            if published.artifact != result.artifact:
-                raise LifecycleOrderError(
-                    f"Release {result.release} has published another {result.asset}",
-                    expected=published.artifact,
-                    found=result.artifact,
-                    cure=f"make a new release: `llmops release {result.release.split('.')[0]}`",
-                ) from error
+        if self.find(result.release, result.asset) is None:
+            self._log(result)
+            self._witness.made(result)
+        published = self.get(result.release, result.asset)
+        if published.artifact != result.artifact:
+            raise LifecycleOrderError(
+                f"Release {result.release} has published another {result.asset}",
+                expected=published.artifact,
+                found=result.artifact,
+                cure=f"make a new release: `llmops release {result.release.split('.')[0]}`",
+            )
+        self._point(result.release, result.asset)
 
     @contextmanager
     def _alone(self, path: Path) -> Iterator[None]:
@@ -235,9 +271,21 @@ class Columns:
         finally:
             lock.release()
 
-    def _log(self, result: Result) -> str:
+    def _log(self, result: Result) -> None:
         log = f"releases/{result.release}/{result.asset}"
-        return self.store.append(log, result.model_dump(mode="json")).digest
+        self.store.append(log, result.model_dump(mode="json"))
+
+    def _read(self, record: str) -> Result:
+        return Result.model_validate(self.store.record(record))
+
+    def _point(self, release: str, asset: str) -> None:
+        """Lets the release's ref point to the result that counts."""
+        ref = f"releases/{release}/{asset}"
+        current = self.store.resolve(ref)
+        counts = self._witness.results(release)[asset]
+        if current != counts:
+            with suppress(RefConflictError):  # another run points it there
+                self.store.compare_and_set(ref, current, counts)
 
     def _intact(self, result: Result) -> bool:
         try:
@@ -274,9 +322,8 @@ class Columns:
         facts = make(Workshop(scratch=scratch, output=output))
         artifact = self.store.put(output, action.media_type)
         result = _result(release, action, artifact.digest, facts, started)
-        entry = self.store.append(f"actions/{action.asset}", result.model_dump(mode="json"))
-        ref = _action_ref(action)
-        self.store.compare_and_set(ref, self.store.resolve(ref), entry.digest)
+        self.store.append(f"actions/{action.asset}", result.model_dump(mode="json"))
+        self._witness.performed(result)
         shutil.rmtree(work)
         return result
 
@@ -304,13 +351,5 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _ref(release: str, asset: str) -> str:
-    return f"releases/{release}/{asset}"
-
-
 def _list(model: str) -> str:
     return f"models/{model}"
-
-
-def _action_ref(action: Action) -> str:
-    return f"actions/{action.asset}/{action.digest.removeprefix('sha256:')}"

@@ -77,11 +77,11 @@ def test_the_log_in_a_git_repository(rig: Rig, evidence: EvidenceLog, repository
     first = anchor_in_git(evidence, str(repository))
     rig.judge(RELEASE, BUILT[:1], PASSED)
     second = anchor_in_git(evidence, str(repository))
-    assert [first.statement.predicate["size"], second.statement.predicate["size"]] == [1, 4]
+    assert [first.statement.predicate["size"], second.statement.predicate["size"]] == [2, 5]
     assert list(second.leaf.links) == [ANCHORS]
     assert len(git(repository, "rev-list", GIT_REF).split()) == 2
     shown = json.loads(git(repository, "show", f"{GIT_REF}:checkpoint.json"))
-    assert Envelope.model_validate(shown) == evidence.entry(3).record.checkpoint
+    assert Envelope.model_validate(shown) == evidence.entry(4).record.checkpoint
     found = verified(rig, held(repository))
     assert found.holds, failures(found)
     assert found.complete_up_to is not None
@@ -122,7 +122,7 @@ def test_a_log_that_was_cut_or_rewritten(
     anchor_in_git(evidence, str(repository))
     witnesses = held(repository)
     logs = rig.platform.settings.store / "logs" / log.LOG
-    for sequence in range(1, 4):
+    for sequence in range(2, 5):
         (logs / f"{sequence:012d}").unlink()
     shutil.rmtree(rig.platform.settings.evidence_index.parent)
     with pytest.raises(EvidenceError, match="cut or rewritten"):
@@ -270,13 +270,13 @@ def test_a_time_stamp(rig: Rig, evidence: EvidenceLog, authority: Authority) -> 
     """The authority's word is in the bundle, and is believed by whoever trusts the authority
     and nobody else, offline."""
     entry = anchor_with_time_stamp(evidence, authority.url, timeout_seconds=10)
-    assert entry.statement.predicate["size"] == 1
+    assert entry.statement.predicate["size"] == 2
     certificates = authority.certificates()
     authority.close()
     found = verified(rig, certificates)
     assert found.holds, failures(found)
     assert found.complete_up_to is not None
-    assert "saw the log's first 1 entries at" in found.complete_up_to
+    assert "saw the log's first 2 entries at" in found.complete_up_to
     unasked = verified(rig, Witnesses())
     assert "nothing outside of the platform" in failures(unasked)
     assert any("--timestamp-certificates" in check.detail for check in unasked.checks)
@@ -353,7 +353,7 @@ def test_an_approver_who_signed_the_head_of_the_log(rig: Rig, evidence: Evidence
     record(envelope)
     found = verify(b"# approvers", openssh(Ed25519PrivateKey.generate()), line + b" grace@host")
     assert found.holds, failures(found)
-    assert "grace signed the log's first 1 entries" in str(found.complete_up_to)
+    assert "grace signed the log's first 2 entries" in str(found.complete_up_to)
     stranger = verify(openssh(Ed25519PrivateKey.generate()))
     assert "nothing outside of the platform" in failures(stranger)
     assert any("pass --approvers" in check.detail for check in stranger.checks)

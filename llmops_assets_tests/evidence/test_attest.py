@@ -34,7 +34,8 @@ from llmops_assets.evidence.statements import Statement
 from llmops_assets.evidence.statistics import Decision
 from llmops_assets.evidence.verdicts import NOTHING_SERVES, Finding, Verdict, WaiverUse
 from llmops_assets.evidence.waivers import Waiver
-from llmops_assets.operate.incidents import Incident
+from llmops_assets.operate.incidents import Incident, Note
+from llmops_assets.operate.settings_changes import SettingsChange
 from llmops_assets.serving.routes import Route, RouteTarget
 from llmops_assets.serving.slots import Colour, Environment
 from llmops_assets.storage.columns import Result
@@ -198,6 +199,25 @@ EVERY_KIND: Mapping[str, Statement] = {
     "route": attest.route_change(ROUTE),
     "empty route": attest.route_change(ROUTE.model_copy(update={"targets": ()})),
     "incident": attest.incident(INCIDENT),
+    "incident note": attest.incident_note(
+        Note(
+            incident="incident-parrot-0",
+            model="parrot",
+            release=RELEASE,
+            actor="ada",
+            text="a noisy neighbour, moved away",
+            closes=True,
+            time=STARTED,
+        )
+    ),
+    "settings": attest.settings_change(
+        SettingsChange(
+            settings={"drain_seconds": 9.0, "webhook_secret": "(hidden)"},
+            changed=("drain_seconds",),
+            actor="ada",
+            time=STARTED,
+        )
+    ),
     "decision": attest.decision(CHOICE),
     "approval": attest.approval(
         SignedDecision(

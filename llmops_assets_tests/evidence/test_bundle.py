@@ -168,6 +168,29 @@ def test_the_same_files_are_the_same_archive() -> None:
     assert unpack(pack(files)) == files
 
 
+@pytest.mark.parametrize("fault", ["twice", "overlapping"])
+def test_archive_that_would_grow_is_refused_unread(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small file can name the same bytes many times, and fill the memory of who reads them."""
+    whole = pack({"a": bytes(1000), "b": bytes(1000)})
+    entries = whole.index(b"PK\x01\x02")
+    second = whole.index(b"PK\x01\x02", entries + 1)
+    changed = bytearray(whole)
+    if fault == "twice":
+        changed[second + 46 : second + 47] = b"a"
+    else:
+        for entry in (entries, second):
+            changed[entry + 24 : entry + 28] = (len(whole) - 10).to_bytes(4, "little")
+
+    def read(*_: object) -> bytes:
+        raise AssertionError("a file was read")
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", read)
+    with pytest.raises(EvidenceError, match=fault[:7]):
+        unpack(bytes(changed))
+
+
 def test_no_file_is_replaced_unless_asked_for(tmp_path: Path) -> None:
     """The file that is there may be the evidence of last year."""
     path = tmp_path / "evidence.zip"

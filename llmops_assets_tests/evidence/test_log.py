@@ -459,13 +459,30 @@ def other_bytes(evidence: EvidenceLog, sequence: int) -> None:
     place(evidence, sequence).write_text(digest_of(b"\xff weights"))
 
 
+def nested_without_end(evidence: EvidenceLog, sequence: int) -> None:
+    """Deeper than a reader's stack."""
+    _put_bytes(evidence, sequence, b'{"leaf":' + b"[" * 100_000)
+
+
+def a_key_twice(evidence: EvidenceLog, sequence: int) -> None:
+    """The same record to who takes the last value of a key, and another to who takes the first."""
+    content = canonical_json(record(evidence, sequence))
+    _put_bytes(evidence, sequence, b'{"leaf":{},' + content.removeprefix(b"{"))
+
+
+def _put_bytes(evidence: EvidenceLog, sequence: int, content: bytes) -> None:
+    blob = store_of(evidence) / "blobs" / digest_of(content).replace(":", "/")
+    blob.write_bytes(content)
+    place(evidence, sequence).write_text(digest_of(content))
+
+
 def something_else(evidence: EvidenceLog, sequence: int) -> None:
     put(evidence, sequence, {"decision": "passed"})
 
 
 TAMPERINGS = [
     gone, without_bytes, edited, edited_with_its_digest, another, another_with_the_right_place,
-    another_statement, no_record, other_bytes, something_else,
+    another_statement, no_record, other_bytes, nested_without_end, a_key_twice, something_else,
 ]  # fmt: skip
 
 

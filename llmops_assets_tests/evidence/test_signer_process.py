@@ -22,7 +22,7 @@ import pytest
 from securesystemslib.dsse import Envelope as SignedBytes
 
 from llmops_assets.errors import EvidenceError
-from llmops_assets.evidence import dsse
+from llmops_assets.evidence import dsse, statements
 from llmops_assets.evidence.checkpoint import Checkpoint, read_checkpoint, sign_checkpoint
 from llmops_assets.evidence.keys import (
     TRUST_ROOT,
@@ -37,6 +37,7 @@ from llmops_assets.evidence.package_signature import PREDICATE_TYPE as PACKAGE_S
 from llmops_assets.evidence.package_signature import sign_package, verify_package
 from llmops_assets.evidence.signer_process import (
     MAX_REQUEST_BYTES,
+    ROLES,
     SignerServer,
     SigningKeys,
     SocketSigner,
@@ -145,12 +146,23 @@ def test_each_signature_leaves_a_line(signer: SignerProcess) -> None:
         encoded(statement().payload()).replace(b"DSSEv1", b"DSSEv2"),
         encoded(statement().payload()).replace(b"+json ", b"+json 1"),
         encoded(statement(PACKAGE_SIGNATURE).payload()),
+        encoded(statement("https://example.org/anything/v1").payload()),
     ],
 )  # fmt: skip
 def test_nothing_else_is_signed(signer: SignerProcess, payload: bytes) -> None:
     """A key that signs any bytes signs an SSH login, a certificate, or another's statement."""
     with pytest.raises(EvidenceError, match="did not sign"):
         evidence_signer(signer.settings).sign(payload)
+
+
+def test_every_type_that_the_platform_writes_is_signed() -> None:
+    """A new one that is left out would fail only where a signer process is used."""
+    written = {
+        value
+        for name, value in vars(statements).items()
+        if name.isupper() and str(value).startswith("https://")
+    } - {statements.STATEMENT_TYPE, statements.OWN_PREDICATES}
+    assert ROLES.keys() == written | {PACKAGE_SIGNATURE}
 
 
 def test_each_key_signs_for_its_role_only(signer: SignerProcess) -> None:

@@ -18,7 +18,7 @@ from llmops_assets.deploy.revocation import revoke
 from llmops_assets.errors import EvidenceError
 from llmops_assets.evidence import attest
 from llmops_assets.evidence.bundle import Bundle, pack, read_bundle, trust_root_file, unpack
-from llmops_assets.evidence.documents import check_documents
+from llmops_assets.evidence.documents import check_documents, layers
 from llmops_assets.evidence.export import export, take
 from llmops_assets.evidence.gates import (
     ACCURACY,
@@ -33,6 +33,7 @@ from llmops_assets.evidence.keys import create_keys
 from llmops_assets.evidence.leaves import release_chain
 from llmops_assets.evidence.live_verification import verify_release
 from llmops_assets.evidence.log import Attestation
+from llmops_assets.evidence.results import AttestedResults
 from llmops_assets.evidence.verdicts import WaiverUse
 from llmops_assets.evidence.verification import Verification, verify_bundle, verify_taken
 from llmops_assets.evidence.waivers import Waiver
@@ -44,6 +45,7 @@ from ..release_rig import FAILED, MODEL, PASSED, Rig, deploy
 from .evidence_rig import approve, failures, fingerprint, into_production
 
 RELEASE = "parrot.v1"
+BY_NOBODY = "sha256:" + "2" * 64
 
 
 def verified(rig: Rig, release: str = RELEASE) -> Verification:
@@ -275,6 +277,24 @@ def a_failed_verdict_among_the_inputs(rig: Rig) -> None:
     _summary(rig, _verdicts(rig))
 
 
+def a_verdict_about_bytes_that_the_release_never_made(rig: Rig) -> None:
+    inputs = _verdicts(rig)
+    (judged,) = rig.judge(RELEASE, [ACCURACY], PASSED)
+    other = judged.model_copy(update={"subjects": {**judged.subjects, "checkpoint": BY_NOBODY}})
+    statement, _ = attest.verdict(other)
+    (entry,) = rig.platform.evidence.append(Attestation(statement, (release_chain(RELEASE),)))
+    _summary(rig, [*inputs, entry.leaf.statement])
+
+
+def a_verdict_about_what_the_release_has_not(rig: Rig) -> None:
+    inputs = _verdicts(rig)
+    (judged,) = rig.judge(RELEASE, [ACCURACY], PASSED)
+    other = judged.model_copy(update={"subjects": {**judged.subjects, "adapter": BY_NOBODY}})
+    statement, _ = attest.verdict(other)
+    (entry,) = rig.platform.evidence.append(Attestation(statement, (release_chain(RELEASE),)))
+    _summary(rig, [*inputs, entry.leaf.statement])
+
+
 def a_verdict_that_a_later_one_replaced(rig: Rig) -> None:
     inputs = _verdicts(rig)
     rig.judge(RELEASE, [ACCURACY], FAILED)
@@ -317,6 +337,14 @@ def no_approval_among_the_inputs(rig: Rig) -> None:
             a_failed_verdict_among_the_inputs,
             "accuracy had failed, and it rests on no waiver in force",
         ),
+        (
+            a_verdict_about_bytes_that_the_release_never_made,
+            f"the verdict of accuracy is about checkpoint {BY_NOBODY}, which no statement",
+        ),
+        (
+            a_verdict_about_what_the_release_has_not,
+            f"the verdict of accuracy is about adapter {BY_NOBODY}, which no statement",
+        ),
         (a_verdict_that_a_later_one_replaced, "that it rests on was not the newest"),
         (an_expired_waiver, "accuracy had failed, and it rests on no waiver in force"),
         (inputs_that_are_not_there, "which is not there before it"),
@@ -348,6 +376,12 @@ def test_a_rollback_to_what_never_served_well(rig: Rig) -> None:
         Environment.PRODUCTION, MODEL, back, actor="eve", reason="now", expected=digest
     )
     assert "says no" in failures(verified(rig))
+
+
+def test_manifest_that_is_nested_without_end() -> None:
+    """A stack trace would end the verification of all other documents as well."""
+    with pytest.raises(EvidenceError, match=r"manifest\.json is no manifest"):
+        layers(b'{"layers":' + b"[" * 100_000, "manifest.json")
 
 
 def test_documents_that_no_statement_stands_behind(rig: Rig) -> None:
@@ -404,6 +438,26 @@ def test_a_release_on_the_installation(ready: Rig) -> None:
     assert "damaged" in failures(check(deep=True))
 
 
+def test_deep_counts_what_is_gone_as_damaged(ready: Rig) -> None:
+    """What statements name is what is looked for: whoever empties the store, its refs and
+    records of results among it, must not have less to show."""
+    digest = ready.platform.columns.get(RELEASE, "engine").artifact
+    record = AttestedResults(ready.platform.evidence).results(RELEASE)["engine"]
+    for gone in (digest, record):
+        (ready.platform.settings.store / "blobs" / gone.replace(":", "/")).unlink()
+    (check,) = (
+        check
+        for check in verify_release(
+            ready.platform, RELEASE, Witnesses(), require_anchor=False, deep=True,
+            progress=lambda what, done, of: None,
+        ).checks
+        if check.name == "artifacts"
+    )  # fmt: skip
+    assert check.holds is False
+    assert "engine: " in check.detail
+    assert digest.removeprefix("sha256:") in check.detail
+
+
 def test_a_release_that_is_not_there(rig: Rig) -> None:
     """A mistyped key must not look like tampering."""
     rig.freeze(RELEASE)
@@ -412,6 +466,19 @@ def test_a_release_that_is_not_there(rig: Rig) -> None:
             rig.platform, "parrot.v9", Witnesses(), require_anchor=False, deep=False,
             progress=lambda what, done, of: None,
         )  # fmt: skip
+
+
+def test_what_is_neither_a_file_nor_a_release(tmp_path: Path) -> None:
+    """A typing mistake is said to be one, and looking makes nothing."""
+    for subject in ("README.txt", "no.zip", "a/b.zip", "parrot"):
+        done = run_verify(tmp_path, subject)
+        assert done.returncode == 2
+        assert f"{subject}: there is no such file, and no release key" in done.stderr
+    (tmp_path / "evidence.zip").write_bytes(b"")
+    done = run_verify(tmp_path, "evidence.zip", "--root", "abc")
+    assert done.returncode == 2
+    assert "`llmops audit export`" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"evidence.zip", "home"}
 
 
 def test_keys_of_another_installation_verify_nothing_here(rig: Rig, tmp_path: Path) -> None:

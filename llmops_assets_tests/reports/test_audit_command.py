@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
@@ -80,8 +81,9 @@ def test_what_served_leads_to_its_audit(installed: Rig) -> None:
     then = llmops(*command.removeprefix("next: llmops ").split())
     assert then.exit_code == 0
     assert f"Audit of release {FIRST}: serves in production" in then.stdout
-    assert "100 % to release parrot.v2" in llmops(*asked, "2030-01-01").stdout
-    assert "is taken as local time" in llmops(*asked, "2030-01-01").output
+    now = datetime.now().replace(microsecond=0).isoformat()
+    assert "100 % to release parrot.v2" in llmops(*asked, now).stdout
+    assert "is taken as local time" in llmops(*asked, now).output
 
 
 @pytest.mark.usefixtures("installed")
@@ -91,8 +93,8 @@ def test_what_served_leads_to_its_audit(installed: Rig) -> None:
         ("--model", "parrot"),
         ("--serving", "production"),
         ("--serving", "production", "--model", "parrot", FIRST),
-        (FIRST, "--at", "2030-01-01"),
-        ("--serving", "production", "--model", "parrot", "--as-of", "2030-01-01"),
+        (FIRST, "--at", "2026-01-01"),
+        ("--serving", "production", "--model", "parrot", "--as-of", "2026-01-01"),
     ],
 )
 def test_questions_that_make_no_sense_are_refused(arguments: tuple[str, ...]) -> None:
@@ -107,6 +109,43 @@ def test_errors_say_what_to_do() -> None:
         result = llmops(*arguments)
         assert result.exit_code == 2
         assert "To do: " in result.output
+
+
+@pytest.mark.usefixtures("installed")
+def test_future_is_not_answered() -> None:
+    """What serves next year is on no record; the present is not it."""
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    for arguments in (
+        ("audit", FIRST, "--as-of", later),
+        ("audit", "--serving", "production", "--model", "parrot", "--at", later),
+    ):
+        result = llmops(*arguments)
+        assert result.exit_code == 2
+        assert "is in the future" in result.output
+
+
+def test_folder_without_an_installation_is_said_to_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "Nothing is on record" would be believed by who only stands in the wrong folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LLMOPS_STATE", raising=False)
+    monkeypatch.delenv("LLMOPS_KEYS", raising=False)
+    get_settings.cache_clear()
+    for arguments in (
+        ("audit", FIRST),
+        ("audit", "export", FIRST),
+        ("audit", "--serving", "production", "--model", "parrot"),
+        ("diff", FIRST, SECOND),
+        ("verify", FIRST),
+        ("verify", FIRST, "--root", "0" * 64),
+    ):
+        result = llmops(*arguments)
+        assert result.exit_code == 2
+        assert f"There is no installation in {tmp_path / '.llmops'}" in result.output
+        assert "set LLMOPS_STATE" in result.output
+    assert list(tmp_path.iterdir()) == []
+    get_settings.cache_clear()
 
 
 def test_broken_evidence_is_exit_code_1(

@@ -295,7 +295,7 @@ def test_clock_that_went_backwards(rig: Rig) -> None:
     )  # fmt: skip
     report_incident(earlier, report)
     (gap,) = found(rig, "clock-backwards")
-    assert "Entries 1 " in gap.what
+    assert "Entries 2 " in gap.what
 
 
 def test_statements_of_a_key_that_was_replaced(rig: Rig) -> None:

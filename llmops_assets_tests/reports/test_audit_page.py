@@ -195,3 +195,6 @@ def test_time_line_is_in_order(record: AuditRecord) -> None:
     words = [moment.what for moment in moments]
     assert words[0] == "ada asked for it."
     assert words[-1] == "Removed from the servers."
+    decided = [what for what in words if what.startswith("bob approved it")]
+    assert decided
+    assert all(what.startswith("bob approved it (claimed): ") for what in decided)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from llmops_assets.deploy.delivery import take_off
-from llmops_assets.errors import SettingsError
+from llmops_assets.errors import EvidenceError, SettingsError
 from llmops_assets.operate.rollback import roll_back
 from llmops_assets.reports.serving_at import ServingAt, lines, read_time, serving_at
 from llmops_assets.serving.routes import RouteTarget
@@ -124,8 +124,11 @@ def test_each_environment_and_model_has_its_own(rig: Rig) -> None:
     """Staging's traffic is nobody's production."""
     deploy(rig, 1)
     now = datetime.now(UTC)
-    assert serving_at(rig.platform, Environment.STAGING, MODEL, now).serving == ()
-    assert serving_at(rig.platform, PRODUCTION, "other", now).serving == ()
+    with pytest.raises(EvidenceError, match=r"parrot never had a route in staging.*none was"):
+        serving_at(rig.platform, Environment.STAGING, MODEL, now)
+    # A mistyped name must not be answered with "nothing had traffic".
+    with pytest.raises(EvidenceError, match=r"never had a route in production.* there: parrot\."):
+        serving_at(rig.platform, PRODUCTION, "parot", now)
 
 
 @pytest.mark.parametrize(

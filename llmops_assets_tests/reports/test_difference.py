@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from llmops_assets.develop.specs import SpecSource
+from llmops_assets.errors import EvidenceError
 from llmops_assets.evidence.gates import FITS_TARGET
+from llmops_assets.evidence.leaves import Entry, release_chain
 from llmops_assets.reports.audit import audit
 from llmops_assets.reports.release_difference import (
     ReleaseDifference,
@@ -14,6 +16,7 @@ from llmops_assets.reports.release_difference import (
     lines,
 )
 
+from ..evidence_rig import blob_of
 from ..release_rig import FAILED, Rig
 from .audited import AUDITED_SPEC, TOOLS, record_steps
 from .conftest import FIRST, SECOND
@@ -139,6 +142,30 @@ def test_two_models_are_compared_with_a_note(audited: Rig) -> None:
     found = compare(one, one.model_copy(update={"identity": identity}), audited.platform)
     assert found.notes == ("they are releases of two models, parrot and budgie",)
     assert found.equal
+
+
+def test_evidence_that_does_not_hold_is_never_equal(rig: Rig) -> None:
+    """A script takes the exit code of "equal" for a proof."""
+    record_steps(rig, ONE)
+    one = audit(rig.platform, ONE)
+    broken = one.integrity.model_copy(update={"problems": ("entry 7 is gone",)})
+    found = compare(one, one.model_copy(update={"integrity": broken}), rig.platform)
+    assert (found.topics, found.equal) == ({}, False)
+    assert f"note: the evidence of {ONE} does not hold; see `llmops audit {ONE}`" in lines(found)
+
+
+def test_evidence_that_cannot_be_read_is_no_release_without_anything(rig: Rig) -> None:
+    """Else all that the other one has would be shown as what differs."""
+    record_steps(rig, TWO)
+    record_steps(rig, ONE)  # the log's end is whole
+    _damage(rig, list(rig.platform.evidence.entries(release_chain(TWO))))
+    with pytest.raises(EvidenceError, match=rf"evidence of {TWO} cannot be read"):
+        compared(rig)
+
+
+def _damage(rig: Rig, entries: list[Entry]) -> None:
+    for entry in entries:
+        blob_of(rig.platform.evidence, entry.sequence).write_bytes(b"{}")
 
 
 def test_package_that_is_gone_is_noted(rig: Rig) -> None:

@@ -16,8 +16,11 @@ import pytest
 from pydantic import BaseModel
 
 from llmops_assets.errors import LifecycleOrderError, StoreError, ToolError
+from llmops_assets.evidence.results import AttestedResults
 from llmops_assets.storage.columns import DOCUMENT, Action, Columns, Make, Result, Workshop
 from llmops_assets.storage.folder import FolderStore
+
+from ..evidence_rig import open_evidence
 
 MEDIA_TYPE = "application/vnd.llmops.test"
 ACTION = Action(
@@ -62,7 +65,12 @@ def raise_killed(*_: object, **__: object) -> None:
 
 @pytest.fixture
 def columns(tmp_path: Path) -> Columns:
-    return Columns(FolderStore(tmp_path / "store"), tmp_path / "work")
+    return open_columns(tmp_path)
+
+
+def open_columns(root: Path) -> Columns:
+    evidence = open_evidence(root)
+    return Columns(evidence.store, root / "work", AttestedResults(evidence))
 
 
 def content(columns: Columns, result: Result) -> str:
@@ -131,7 +139,7 @@ def test_killed_while_storing(columns: Columns, monkeypatch: pytest.MonkeyPatch)
     """Bytes in the store without a record of the action are nothing; they are made again."""
     make = Maker()
     with monkeypatch.context() as patched:
-        patched.setattr(columns.store, "compare_and_set", raise_killed)
+        patched.setattr(AttestedResults, "performed", raise_killed)
         with pytest.raises(Killed):
             columns.produce("m.v1", ACTION, make)
     assert columns.find("m.v1", "engine") is None
@@ -234,6 +242,34 @@ def test_get_names_what_to_materialize(columns: Columns) -> None:
         columns.get("m.v1", "engine")
 
 
+@pytest.mark.parametrize("kept", ["the ref", "nothing"])
+def test_what_a_ref_says_counts_for_nothing(columns: Columns, kept: str) -> None:
+    """Who can write the store must not choose what a release consists of."""
+    mine = columns.produce("m.v1", ACTION, Maker())
+    ref = "releases/m.v1/engine"
+    record = columns.store.resolve(ref)
+    assert record is not None
+    forged = mine.model_copy(update={"artifact": "sha256:" + "f" * 64, "facts": {"by": "me"}})
+    planted = columns.store.append("forgery", forged.model_dump(mode="json")).digest
+    columns.store.compare_and_set(ref, record, planted if kept == "the ref" else None)
+    assert columns.get("m.v1", "engine") == mine
+    assert columns.assets("m.v1") == {"engine": mine}
+    assert columns.produce("m.v1", ACTION, Maker("other")) == mine
+    assert columns.store.resolve(ref) == record, "it leads people there again"
+
+
+def test_planted_result_of_an_action_is_not_reused(columns: Columns) -> None:
+    """Action digests can be computed by anybody; the tools run all the same."""
+    honest = columns.produce("m.v1", ACTION, Maker())
+    forged = honest.model_copy(update={"action": OTHERS[4].digest, "release": "m.v2"})
+    planted = columns.store.append("actions/engine", forged.model_dump(mode="json")).digest
+    name = f"actions/engine/{OTHERS[4].digest.removeprefix('sha256:')}"
+    columns.store.compare_and_set(name, None, planted)
+    make = Maker("fp32")
+    assert columns.produce("m.v2", OTHERS[4], make).artifact != honest.artifact
+    assert make.calls == 1
+
+
 class Event(BaseModel):
     what: str
 
@@ -269,7 +305,7 @@ def test_assets_of_a_release_are_not_those_of_a_longer_key(columns: Columns) -> 
 
 
 def _produce(root: Path, release: str, make: Callable[[Path], Make]) -> None:
-    columns = Columns(FolderStore(root / "store"), root / "work")
+    columns = open_columns(root)
     columns.produce(release, ACTION, make(root))
 
 
@@ -305,7 +341,7 @@ def test_of_two_processes_one_makes_and_the_other_reuses(tmp_path: Path) -> None
     for worker in workers:
         worker.join(40)
         assert worker.exitcode == 0
-    columns = Columns(FolderStore(tmp_path / "store"), tmp_path / "work")
+    columns = open_columns(tmp_path)
     results = [columns.get(release, "engine") for release in ("m.v1", "m.v2")]
     assert len((tmp_path / "made").read_text().split()) == 1
     assert sorted(result.reused_from is None for result in results) == [False, True]
@@ -326,7 +362,7 @@ def test_killed_process_frees_the_action(tmp_path: Path) -> None:
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
     worker.join(10)
-    columns = Columns(FolderStore(tmp_path / "store"), tmp_path / "work")
+    columns = open_columns(tmp_path)
     make = Maker()
     columns.produce("m.v1", ACTION, make)
     assert make.calls == 1
