@@ -94,6 +94,21 @@ class Settings(BaseSettings):
         description="YAML file of the organisation's policy: allowed licences, and floors that "
         "a spec's gates may not be below.",
     )
+    approvers_ref: str | None = Field(
+        default=None,
+        pattern=r"^refs/(heads|remotes)/[A-Za-z0-9][A-Za-z0-9._/-]*$",
+        description="Protected git ref, such as refs/heads/approvers, whose approvers.yaml says "
+        "who may approve what: of LLMOPS_GIT_REPOSITORY, or of the repository that holds "
+        "LLMOPS_MODELS. Unset: anybody may, unsigned.",
+    )
+    approval_days: float = Field(
+        default=7.0, gt=0, description="How long an approval that is signed here counts."
+    )
+    unsigned_approvals: bool = Field(
+        default=True,
+        description="Whether approvals in a name that somebody typed count. With "
+        "LLMOPS_APPROVERS_REF they never do.",
+    )
     aiperf: Path | None = Field(
         default=None,
         description="The aiperf command of a virtual environment of its own; needed by specs "

@@ -46,6 +46,15 @@ C_LOADER_INDICATORS = 5000
 Ratio = Annotated[float, Field(ge=0)]
 """A share of 1. Thresholds above 1 are allowed: they are one way to say "never"."""
 
+Duration = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(ms|s|m|h)$")]
+"""Such as `90s`, `10m` or `1.5h`."""
+
+
+def duration_seconds(duration: Duration) -> float:
+    """A duration of a spec, seconds."""
+    unit = duration.lstrip("0123456789.")
+    return float(duration.removesuffix(unit)) * {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}[unit]
+
 
 class Section(BaseModel):
     """Base of all parts of a spec: unknown keys are errors, values do not change."""
@@ -357,7 +366,7 @@ class KnownAnswer(Section):
 class Serving(Section):
     """How the package behaves in Triton."""
 
-    threads: int = Field(default=2, ge=1, description="CPU threads of one request.")
+    threads: int = Field(default=2, ge=1, description="CPU threads of one forward pass.")
     known_answers: tuple[KnownAnswer, ...] = Field(min_length=1)
 
 
@@ -646,10 +655,76 @@ class AlertRule(Section):
     )
 
 
+class RolloutStep(Section):
+    """A share of the traffic, for a time."""
+
+    weight: int = Field(ge=1, le=100, description="Share of the traffic, per cent.")
+    bake: Duration = Field(default="0s", description="At least; how long it is watched.")
+
+
+class RolloutObjectives(Section):
+    """What stops a rollout. Those that compare do so while both releases have traffic."""
+
+    error_rate: float = Field(
+        default=0.01, ge=0, lt=1, description="At most; share of requests that fail."
+    )
+    error_ratio: float = Field(
+        default=1.5, ge=1, description="At most; failed and refused requests, times stable's."
+    )
+    duration_ratio: float = Field(
+        default=1.5, ge=1, description="At most; p95 of whole answers, times stable's."
+    )
+    first_byte_ratio: float = Field(
+        default=1.5, ge=1, description="At most; p95 of times to the first byte, times stable's."
+    )
+    probes_right: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="At least; share of known questions answered right. Of 1, one wrong answer "
+        "stops it.",
+    )
+
+
 class Rollout(Section):
-    """How a release replaces the one that serves."""
+    """How a release replaces the one that serves; see docs/canary.md."""
 
     strategy: Literal["blue_green"] = "blue_green"
+    steps: tuple[RolloutStep, ...] = Field(
+        default=(RolloutStep(weight=100),),
+        min_length=1,
+        description="Shares of the traffic, growing, the last one all of it.",
+    )
+    minimum_requests: int = Field(
+        default=0, ge=0, description="Of clients to the new release in each step, if they come."
+    )
+    longest: Duration = Field(
+        default="30m",
+        description="A step that still lacks requests goes on by the known questions alone.",
+    )
+    objectives: RolloutObjectives = RolloutObjectives()
+    false_abort_rate: float = Field(
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="At most; share of rollouts of a release within its objectives that are "
+        "stopped all the same.",
+    )
+
+    @field_validator("steps")
+    @classmethod
+    def _grow_to_all(cls, steps: tuple[RolloutStep, ...]) -> tuple[RolloutStep, ...]:
+        weights = [step.weight for step in steps]
+        if weights != sorted(set(weights)) or weights[-1] != 100:
+            raise ValueError(f"must have growing weights that end with 100; these are {weights}")
+        return steps
+
+    @model_validator(mode="after")
+    def _longest_is_longest(self) -> Rollout:
+        for step in self.steps:
+            if duration_seconds(step.bake) > duration_seconds(self.longest):
+                raise ValueError(f"a bake of {step.bake} is longer than `longest`, {self.longest}")
+        return self
 
 
 class Retention(Section):
@@ -839,7 +914,7 @@ def parse_spec(text: str, source: str, expected_name: str | None = None) -> Mode
         SpecError: naming the line of every mistake.
     """
     try:
-        content, duplicates = _read_yaml(text)
+        content, duplicates = read_yaml(text)
     except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
         raise SpecError(
             f"{source} is not valid YAML", found=error, cure="mend the line it names"
@@ -875,10 +950,10 @@ def parse_spec(text: str, source: str, expected_name: str | None = None) -> Mode
     mistakes = [f"line {line}: {key!r} is given twice; keep one" for key, line in duplicates]
     if misnamed is not None:
         mistakes.append(
-            f"line {_line_of(root, ('name',))}: name is {misnamed!r}, but the file is named "
+            f"line {line_of(root, ('name',))}: name is {misnamed!r}, but the file is named "
             f"{expected_name!r}; make them equal"
         )
-    mistakes += [_mistake(root, place, message) for place, message in misplaced[:MISTAKES_SHOWN]]
+    mistakes += [mistake(root, place, message) for place, message in misplaced[:MISTAKES_SHOWN]]
     if len(misplaced) > MISTAKES_SHOWN:
         mistakes.append(f"and {len(misplaced) - MISTAKES_SHOWN} more")
     raise SpecError(
@@ -888,7 +963,7 @@ def parse_spec(text: str, source: str, expected_name: str | None = None) -> Mode
     )
 
 
-def _read_yaml(text: str) -> tuple[Any, list[tuple[str, int]]]:
+def read_yaml(text: str) -> tuple[Any, list[tuple[str, int]]]:
     """A text's values, and the keys that are given twice with their lines."""
     # libyaml's composer is many times faster. It recurses without a limit, though, so that
     # a text nested deep enough would end the process; each level needs one of these.
@@ -916,12 +991,13 @@ def canonical(section: BaseModel) -> Any:
     return json.loads(section.model_dump_json())
 
 
-def _mistake(root: yaml.Node, location: Sequence[str | int], message: str) -> str:
+def mistake(root: yaml.Node, location: Sequence[str | int], message: str) -> str:
+    """A message of Pydantic's with the line of what it is about."""
     where = ".".join(str(part) for part in location)
-    return f"line {_line_of(root, location)}: {where}: {message}"
+    return f"line {line_of(root, location)}: {where}: {message}"
 
 
-def _line_of(root: yaml.Node, location: Sequence[str | int]) -> int:
+def line_of(root: yaml.Node, location: Sequence[str | int]) -> int:
     """Line (from 1) of the deepest node on the way to `location` that exists.
 
     Pydantic puts the tag of a union's member behind the union; such parts have no node.

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
-from llmops_assets.deploy.approval import Approval, judge_approval
+from llmops_assets.deploy.approval import Approval
+from llmops_assets.deploy.approval import judge as judge_approval
 from llmops_assets.deploy.delivery import LoadedPackage
 from llmops_assets.deploy.load import judge_staging_latency
 from llmops_assets.deploy.smoke import judge_smoke
@@ -47,6 +48,8 @@ def production_approval_gates(
 ) -> Iterator[dg.AssetCheckResult]:
     yield from judge(context, platform, {
         APPROVAL: lambda _, column: judge_approval(
+            platform,
+            context.partition_key,
             Approval.model_validate_json(column["production_approval"].document),
             column["packaged_model"].digest,
         )

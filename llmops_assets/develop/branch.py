@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from llmops_assets.develop.remote import Remote
 from llmops_assets.develop.spec_files import Repository, read_specs, specs_in
 from llmops_assets.errors import SpecError, TriggerError
+from llmops_assets.evidence.attest import APPROVERS_FILE
 from llmops_assets.git import ask_git
 from llmops_assets.settings import Settings
 from llmops_assets.spec import ModelSpec, read_spec
@@ -297,6 +298,8 @@ _read: dict[Path, tuple[tuple[int, ...], ModelSpec | None]] = {}
 def _specs_in_folder(models: Path) -> Mapping[str, ModelSpec]:
     specs: dict[str, ModelSpec] = {}
     for path in sorted(models.glob("*.yaml")):
+        if path.name == APPROVERS_FILE:
+            continue
         try:
             status = path.stat()
         except FileNotFoundError:

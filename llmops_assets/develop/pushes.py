@@ -170,7 +170,7 @@ def serving_without_spec(platform: Platform, commit: str) -> Mapping[str, str]:
 
     Raises:
         SpecError: git does not answer.
-        ArtifactCorruptError: a route's record is damaged.
+        EvidenceError: a recorded route is not what was signed.
     """
     repository = branch.repository(platform.settings)
     models = {file.model for file in specs_in(repository, commit).values()}

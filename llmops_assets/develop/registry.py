@@ -161,6 +161,20 @@ class ModelRegistry(Protocol):
         ...
 
 
+@runtime_checkable
+class KeepsPages(Protocol):
+    """What a `ModelRegistry` may be able to do as well: keep pages beside a release."""
+
+    def log_page(self, model: str, release: str, name: str, html: str) -> str | None:
+        """Keeps a page with the release's run. Returns where a browser shows it, or None if
+        the release has no run.
+
+        Raises:
+            RegistryError: the registry does not answer.
+        """
+        ...
+
+
 def custom_registry(settings: Settings) -> ModelRegistry:
     """The registry that the setting `registry` names, when that is not MLflow.
 
@@ -310,6 +324,14 @@ class MLflowRegistry:
                         newest[listed.name] = max(numbers)
         return newest
 
+    def log_page(self, model: str, release: str, name: str, html: str) -> str | None:
+        with self._client() as client:
+            run = self._existing_run(client, model, release)
+            if run is None:
+                return None
+            client.log_text(run, html, name)
+            return f"{self._run_url(client, run)}/artifactPath/{name}"
+
     def send_webhooks(self, name: str, url: str, secret: str) -> None:
         """Makes MLflow tell `url` of every new version; a second call only corrects the first.
 
@@ -356,13 +378,20 @@ class MLflowRegistry:
                 "or wait for the sensor's next tick",
             ) from error
 
+    def _existing_run(self, client: MlflowClient, model: str, release: str) -> str | None:
+        experiment = client.get_experiment_by_name(model)
+        if experiment is None:
+            return None
+        runs = client.search_runs([experiment.experiment_id], f"tags.`{RELEASE_TAG}` = '{release}'")
+        return runs[0].info.run_id if runs else None
+
     def _run(self, client: MlflowClient, model: str, release: str) -> str:
         """The release's run in the model's experiment, made on the first call."""
+        found = self._existing_run(client, model, release)
+        if found is not None:
+            return found
         experiment = client.get_experiment_by_name(model)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(model)
-        runs = client.search_runs([experiment_id], f"tags.`{RELEASE_TAG}` = '{release}'")
-        if runs:
-            return runs[0].info.run_id
         run = client.create_run(experiment_id, run_name=release, tags={RELEASE_TAG: release})
         return run.info.run_id
 

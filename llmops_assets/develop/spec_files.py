@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from llmops_assets.errors import SpecError
+from llmops_assets.evidence.attest import APPROVERS_FILE
 from llmops_assets.git import read_blobs, read_git
 from llmops_assets.spec import ModelSpec, parse_spec
 
@@ -94,7 +95,8 @@ def specs_in(repository: Repository, commit: str) -> dict[str, SpecFile]:
     files: dict[str, SpecFile] = {}
     for entry in output.decode("utf-8", "backslashreplace").split("\0"):
         facts, _, path = entry.partition("\t")
-        if path.endswith(".yaml") and not facts.startswith("040000"):
+        name = PurePosixPath(path).name
+        if path.endswith(".yaml") and name != APPROVERS_FILE and not facts.startswith("040000"):
             mode, _, blob, size = facts.split()
             files[path] = SpecFile(path, blob, mode, int(size) if size.isdigit() else 0)
     return files

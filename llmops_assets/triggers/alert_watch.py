@@ -66,14 +66,14 @@ def look_at_alerts(
 
     Raises:
         TriggerError: Alertmanager does not answer.
-        ArtifactCorruptError: a recorded route is damaged.
+        EvidenceError: a recorded route is not what was signed.
     """
     routes = {
         model: route
         for model, route in platform.routes.all(Environment.PRODUCTION).items()
         if route.serving is not None
     }
-    book = IncidentBook(platform.store)
+    book = IncidentBook(platform.evidence)
     known = set() if watched is None else {*watched.open, *watched.done}
     work = _Work(platform, book, limit)
     # First, as it needs nobody's answer: these routes have moved.

@@ -1,25 +1,29 @@
 """Approvals: a recorded decision that counts promotes its release."""
 
+from datetime import UTC, datetime, timedelta
+
 import dagster as dg
 from dagster import DagsterRunStatus
+from pydantic import AwareDatetime
 
+from llmops_assets.deploy.accepted_approvers import committed_decisions
 from llmops_assets.deploy.approval import (
-    APPROVALS_LOG,
     Approval,
     RecordedDecision,
     read_decision,
+    record_signed,
     verify,
 )
-from llmops_assets.errors import ApprovalError, ArtifactCorruptError, TriggerError
+from llmops_assets.errors import ApprovalError, ArtifactCorruptError, ReleaseError, TriggerError
+from llmops_assets.evidence.leaves import APPROVALS, Entry
 from llmops_assets.jobs import asset_jobs
 from llmops_assets.platform import Platform
 from llmops_assets.release import Release
-from llmops_assets.storage.store import LogEntry
 from llmops_assets.triggers.cursors import Cursor
-from llmops_assets.triggers.requests import RUNS_PER_TICK, outcome, run_tags
+from llmops_assets.triggers.requests import DECISION_TAG, RUNS_PER_TICK, outcome, run_tags
 
-DECISION_TAG = "llmops/decision"
-"""What was decided by whom about which package, as a digest."""
+FILES_EVERY = timedelta(seconds=30)
+"""How often the protected ref is asked for approvals that were committed to it."""
 UNDER_WAY = (
     DagsterRunStatus.QUEUED,
     DagsterRunStatus.MANAGED,
@@ -34,13 +38,18 @@ class ApprovalCursor(Cursor):
     seen: int
     last: str | None = None
     """Digest of the newest of them, by which a log that was put back shows."""
+    commit: str | None = None
+    """Of the protected ref, whose committed approvals were looked at."""
+    asked: AwareDatetime | None = None
+    """When the ref was asked for last."""
 
 
 @dg.sensor(
     name="approval",
-    description="Listens to decisions recorded by `llmops approve RELEASE --approver NAME "
-    "--reason WHY`. One that counts starts the job promote: it approves, it is about the "
-    "release's package, and whoever asked for the release did not make it. Others start nothing; "
+    description="Listens to decisions recorded by `llmops approve RELEASE --reason WHY`, and to "
+    "files in the folder approvals of LLMOPS_APPROVERS_REF. One that counts starts the job "
+    "promote: it approves the release's package, and enough people have who may "
+    "(docs/approvals.md). Others start nothing; "
     "the tick's log says why. A rejection wins over an earlier approval, also of a promotion "
     "that has not decided yet. Decisions that were recorded before the first tick are left "
     "alone. It needs no setting; while this sensor is stopped, decisions wait.",
@@ -54,27 +63,33 @@ def approval(
     """Asks for the promotion of every release that a new decision approves."""
     cursor = ApprovalCursor.from_json(context.cursor)
     if cursor is None:
-        known = list(platform.store.log(APPROVALS_LOG))
-        last = known[-1].digest if known else None
-        return outcome([], ApprovalCursor(seen=len(known), last=last))
+        newest = platform.evidence.newest(APPROVALS)
+        start = ApprovalCursor(seen=0)
+        return outcome([], start if newest is None else _after(start, newest))
+    cursor = _collected(context, platform, cursor)
     entries = _unseen(platform, cursor)
     if not entries:
-        return dg.SkipReason("Nobody has decided anything since.")
+        return dg.SensorResult(
+            skip_reason="Nobody has decided anything since.", cursor=cursor.to_json()
+        )
     # The last word about each release, also if this tick does not come to it.
-    last = {str(entry.record.get("release")): entry.sequence for entry in entries}
+    last = {str(entry.statement.predicate.get("release")): entry.sequence for entry in entries}
     runs: list[dg.RunRequest] = []
     seen = cursor
     for entry in entries:
         if len(runs) == RUNS_PER_TICK:
             return outcome(runs, seen)
-        seen = ApprovalCursor(seen=entry.sequence + 1, last=entry.digest)
+        seen = _after(seen, entry)
         try:
-            decision = read_decision(entry.record)
+            decision = read_decision(entry)
             if last[decision.release] != entry.sequence:
                 context.log.info(f"{decision.approver} decided about {decision.release} before "
                                  "somebody decided anew")  # fmt: skip
                 continue
-            verified = verify(platform, decision)
+            if decision.delivered == "launchpad":
+                continue  # the run that it was pasted into goes on with it
+            claim = decision if decision.evidence == "claimed" else None
+            verified = verify(platform, decision.release, claim)
         except (ApprovalError, ArtifactCorruptError) as error:
             # Of one release; the others' decisions count all the same.
             context.log.warning(f"decision {entry.sequence}: {error}")
@@ -84,20 +99,51 @@ def approval(
     return outcome(runs, seen)
 
 
-def _unseen(platform: Platform, cursor: ApprovalCursor) -> list[LogEntry]:
+def _after(cursor: ApprovalCursor, entry: Entry) -> ApprovalCursor:
+    seen = entry.leaf.links[APPROVALS].ordinal + 1
+    return cursor.model_copy(update={"seen": seen, "last": entry.digest})
+
+
+def _collected(
+    context: dg.SensorEvaluationContext, platform: Platform, cursor: ApprovalCursor
+) -> ApprovalCursor:
+    """Takes approvals into the log that were committed to the protected ref since.
+
+    Raises:
+        SpecError, TriggerError: the ref, or its repository, does not answer.
+    """
+    now = datetime.now(UTC)
+    if platform.settings.approvers_ref is None:
+        return cursor
+    if cursor.asked is not None and cursor.asked <= now < cursor.asked + FILES_EVERY:
+        return cursor
+    commit, found = committed_decisions(platform.settings, cursor.commit)
+    for path, envelope in found.items():
+        if isinstance(envelope, str):
+            context.log.warning(envelope)
+            continue
+        try:
+            record_signed(platform, envelope, "file")
+        except (ApprovalError, ReleaseError) as error:
+            # Old ones stay there for ever, and count no more.
+            context.log.warning(f"{path}: {error}")
+    return cursor.model_copy(update={"commit": commit, "asked": now})
+
+
+def _unseen(platform: Platform, cursor: ApprovalCursor) -> list[Entry]:
     """Decisions after the cursor.
 
     Raises:
         TriggerError: the log is another one than the cursor has seen; new decisions would be
             missed, or old ones taken for new.
     """
-    entries = list(platform.store.log(APPROVALS_LOG, start=max(cursor.seen - 1, 0)))
+    entries = list(platform.evidence.entries(APPROVALS, start=max(cursor.seen - 1, 0)))
     if cursor.seen == 0:
         return entries
     if not entries or (cursor.last is not None and entries[0].digest != cursor.last):
         raise TriggerError(
             "The store has other decisions than this sensor has seen",
-            expected=f"{cursor.seen} or more in the log {APPROVALS_LOG}, of which one is "
+            expected=f"{cursor.seen} or more in the chain {APPROVALS}, of which one is "
             f"{cursor.last}",
             found=f"{entries[0].digest} in its place" if entries else "fewer",
             cure="restore the store whole; or clear the cursor on the sensor's page in Dagster, "
@@ -132,20 +178,21 @@ def _is_news(
     return True
 
 
-def _promotion(entry: LogEntry, decision: RecordedDecision, verified: Approval) -> dg.RunRequest:
-    config = {
-        "approver": verified.approver,
-        "decision": verified.decision,
-        "reason": verified.reason,
-        "package_digest": verified.package,
-    }
+def _promotion(entry: Entry, decision: RecordedDecision, verified: Approval) -> dg.RunRequest:
+    config = {"package_digest": verified.package}
+    if verified.evidence == "claimed":
+        config |= {
+            "approver": verified.approver,
+            "decision": verified.decision,
+            "reason": verified.reason,
+        }
     return dg.RunRequest(
         run_key=entry.digest,
         job_name="promote",
         partition_key=decision.release,
         run_config={"ops": {"production_approval": {"config": config}}},
         tags={
-            **run_tags(f"approved by {verified.approver}", verified.approver),
+            **run_tags(f"approved by {verified.approver}", decision.approver),
             DECISION_TAG: decision.identity,
         },
     )

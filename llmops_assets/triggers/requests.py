@@ -15,6 +15,8 @@ REQUESTED_BY_TAG = "llmops/requested_by"
 """Who asked for a run: a person, or the trigger when it was nobody."""
 RELEASE_TAG = "llmops/release"
 """Of runs of the job `release`: those of one release run one after the other (dagster.yaml)."""
+DECISION_TAG = "llmops/decision"
+"""What was decided by whom about which package, as a digest; of runs that an approval started."""
 EVENT_TAG = "llmops/event"
 """What happened, in a few words; `llmops triggers` shows it."""
 SUBMITTED = frozenset(dg.DagsterRunStatus) - {dg.DagsterRunStatus.NOT_STARTED}

@@ -91,7 +91,7 @@ def document(rig: Rig) -> LoadedPackage:
 
 
 def verdict(rig: Rig) -> Verdict:
-    return verdicts(rig.platform.store, RELEASE)["staging_latency"]
+    return verdicts(rig.platform.evidence, RELEASE)["staging_latency"]
 
 
 def error(result: ExecuteInProcessResult, step: str) -> str:
@@ -153,7 +153,7 @@ def test_slow_model_fails_and_goes_no_further(rig: Rig, instance: DagsterInstanc
     assert found.decision is Decision.FAILED
     assert {finding.decision for finding in found.findings} == {Decision.FAILED}
     assert all((finding.value or 0) > DELAY_SECONDS for finding in found.findings)
-    assert verdicts(rig.platform.store, RELEASE)["staging_smoke"].passed
+    assert verdicts(rig.platform.evidence, RELEASE)["staging_smoke"].passed
     assert "p50 of end_to_end at concurrency 1" in error(result, "staging_deployment_gates")
     alone = materialize(rig, instance, "production_approval")
     assert "staging_latency: failed" in error(alone, "production_approval")

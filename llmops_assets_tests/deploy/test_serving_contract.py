@@ -135,7 +135,7 @@ def test_server_with_too_small_a_cache_fails_the_smoke(
         built.platform.settings.model_copy(update={"http_timeout_seconds": 1}),
     )
     assert not stage(built, instance).success
-    found = verdicts(built.platform.store, RELEASE)["staging_smoke"]
+    found = verdicts(built.platform.evidence, RELEASE)["staging_smoke"]
     assert not found.passed
     assert "KV cache is too small" in found.reason
     assert document(built).latency is None

@@ -99,7 +99,7 @@ def current(rig: Rig) -> Route:
 
 
 def incidents(rig: Rig) -> list[Incident]:
-    return incidents_of_model(rig.platform.store, MODEL)
+    return incidents_of_model(rig.platform.evidence, MODEL)
 
 
 def jobs(daemon: Daemon) -> Counter[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Literal
 
 import dagster as dg
@@ -11,19 +12,23 @@ import pytest
 from dagster import DagsterRunStatus
 
 from llmops_assets.deploy.approval import (
-    APPROVALS_LOG,
     RecordedDecision,
     read_decision,
     record_approval,
+    record_signed,
     verify,
 )
 from llmops_assets.errors import TriggerError
+from llmops_assets.evidence.leaves import APPROVALS, Entry
+from llmops_assets.evidence.log import Attestation
+from llmops_assets.evidence.statements import DECISION, Statement, subject
 from llmops_assets.partitions import RELEASES
 from llmops_assets.storage.columns import Action
-from llmops_assets.storage.store import LogEntry, digest_of
+from llmops_assets.storage.store import digest_of
 from llmops_assets.triggers import approval as trigger
 from llmops_assets.triggers.requests import EVENT_TAG, REQUESTED_BY_TAG, RUNS_PER_TICK
 
+from ..deploy.approvers_rig import ApproversRig
 from ..release_rig import Rig, serving
 from ..test_reporting import Runs, description, failures
 from .daemon import Daemon, keys
@@ -52,7 +57,7 @@ def record(
     approver: str = "bob",
     decision: Literal["approve", "reject"] = "approve",
     release: str = RELEASE,
-) -> LogEntry:
+) -> Entry:
     package = daemon.platform.columns.get(release, "packaged_model").artifact
     return record_approval(daemon.platform, release, approver, decision, "it answers", package)
 
@@ -64,7 +69,7 @@ def test_approval_promotes_once(daemon: Daemon) -> None:
     assert (run.job_name, run.partition_key, run.run_key) == ("promote", RELEASE, entry.digest)
     assert run.run_config["ops"]["production_approval"]["config"] == {
         "approver": "bob", "decision": "approve", "reason": "it answers",
-        "package_digest": entry.record["package"],
+        "package_digest": entry.statement.predicate["package"],
     }  # fmt: skip
     assert (run.tags[REQUESTED_BY_TAG], run.tags[EVENT_TAG]) == ("bob", "approved by bob")
     assert daemon.tick() == []
@@ -126,7 +131,12 @@ def test_record_that_nobody_could_have_recorded_is_passed(
     daemon: Daemon, forged: dict[str, str]
 ) -> None:
     """One bad record must neither promote nor keep all later decisions from being seen."""
-    daemon.platform.store.append(APPROVALS_LOG, forged)
+    statement = Statement(
+        subject=(subject("packaged_model", digest_of(b"other")),),
+        predicate_type=DECISION,
+        predicate=forged,
+    )
+    daemon.platform.evidence.append(Attestation(statement, [APPROVALS]))
     record(daemon, release="parrot.v2")
     assert keys(daemon.tick()) == ["parrot.v2"]
 
@@ -202,9 +212,11 @@ def test_decision_that_was_taken_is_not_taken_again(rig: Rig, daemon: Daemon) ->
     rig.platform.columns.record(
         RELEASE,
         Action("production_approval", "application/vnd.llmops.approval.v1"),
-        verify(rig.platform, read_decision(
-            next(iter(rig.platform.store.log(APPROVALS_LOG))).record
-        )),
+        verify(
+            rig.platform,
+            RELEASE,
+            read_decision(next(rig.platform.evidence.entries(APPROVALS))),
+        ),
         datetime.now(UTC),
     )  # fmt: skip
     daemon.cursor = before
@@ -264,3 +276,67 @@ def test_recorded_time_is_when_it_was_decided() -> None:
     later = decided.model_copy(update={"time": datetime.now(UTC), "reason": "y"})
     assert decided.identity == later.identity
     assert decided.model_copy(update={"approver": "eve"}).identity != decided.identity
+
+
+@pytest.fixture
+def signing(tmp_path: Path, instance: dg.DagsterInstance) -> Iterator[tuple[ApproversRig, Daemon]]:
+    """Two releases in staging, a policy that wants two approvers, and the first tick done."""
+    rig = ApproversRig(tmp_path / "signing")
+    rig.write_policy(rig.policy(required=2))
+    for version in (1, 2):
+        rig.stage(f"parrot.v{version}", version)
+    instance.add_dynamic_partitions(str(RELEASES.name), ["parrot.v1", "parrot.v2"])
+    daemon = Daemon(trigger.approval, rig.platform, instance)
+    assert daemon.tick() == []
+    yield rig, daemon
+    rig.close()
+
+
+def test_signed_approvals_promote_when_there_are_enough(
+    signing: tuple[ApproversRig, Daemon],
+) -> None:
+    """The run gets no names: its gate reads the signatures. An unsigned one starts nothing."""
+    rig, daemon = signing
+    record(daemon, "grace")
+    assert daemon.tick() == []
+    record_signed(rig.platform, rig.sign(rig.decided("grace")), "command")
+    assert daemon.tick() == []
+    record_signed(rig.platform, rig.sign(rig.decided("heidi")), "command")
+    (run,) = daemon.tick()
+    config = run.run_config["ops"]["production_approval"]["config"]
+    assert list(config) == ["package_digest"]
+    assert run.tags[REQUESTED_BY_TAG] == "heidi"
+    assert run.tags[EVENT_TAG] == "approved by grace, heidi"
+    assert daemon.tick() == []
+
+
+def test_approvals_that_were_committed_promote(
+    signing: tuple[ApproversRig, Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For who has no access to the store. A broken file keeps no other from being seen."""
+    rig, daemon = signing
+    monkeypatch.setattr(trigger, "FILES_EVERY", timedelta(0))
+    folder = rig.checkout / "approvals"
+    folder.mkdir()
+    (folder / "a.json").write_text("{}")
+    for name in ("grace", "heidi", "mallory"):
+        (folder / f"{name}.json").write_text(rig.sign(rig.decided(name)).model_dump_json())
+    rig.commit_all(rig.checkout)
+    (run,) = daemon.tick()
+    assert run.partition_key == RELEASE
+    assert daemon.tick() == []
+    (folder / "more.txt").write_text("the same files at another commit")
+    rig.commit_all(rig.checkout)
+    assert daemon.tick() == []
+    assert len(list(rig.platform.evidence.entries(APPROVALS))) == 2
+
+
+def test_approval_that_was_pasted_is_left_to_its_run(
+    signing: tuple[ApproversRig, Daemon],
+) -> None:
+    """Two runs would race for the slot."""
+    rig, daemon = signing
+    rig.write_policy(rig.policy())
+    record_signed(rig.platform, rig.sign(rig.decided("grace")), "command")
+    record_signed(rig.platform, rig.sign(rig.decided("heidi")), "launchpad")
+    assert daemon.tick() == []

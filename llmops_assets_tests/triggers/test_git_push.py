@@ -17,6 +17,7 @@ from llmops_assets.definitions import definitions_for
 from llmops_assets.develop import branch
 from llmops_assets.develop.specs import SOURCE_FILE, SpecSource
 from llmops_assets.errors import TriggerError
+from llmops_assets.evidence.keys import create_keys
 from llmops_assets.local.databases import DAGSTER_CONFIGURATION
 from llmops_assets.partitions import RELEASES
 from llmops_assets.platform import Platform
@@ -457,7 +458,9 @@ def test_review_by_hand_needs_no_config(
     """Somebody opens the launchpad and clicks; without a repository it says what to set."""
     platform = following(tmp_path.resolve(), str(remote.bare))
     assert run(platform, instance, "review_push", None, {}).success
-    off = PlatformOnDoubles(Settings(state=tmp_path / "off", models=tmp_path))
+    settings = Settings(state=tmp_path / "off", models=tmp_path)
+    create_keys(settings.key_folder)
+    off = PlatformOnDoubles(settings)
     result = run(off, instance, "review_push", None, {})
     failures = [event for event in result.all_events if event.is_step_failure]
     assert "LLMOPS_GIT_REPOSITORY" in str(failures[0].step_failure_data.user_failure_data)

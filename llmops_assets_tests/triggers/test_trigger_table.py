@@ -237,7 +237,7 @@ def test_alert_rolls_back_once(team: Team, servers: Monitoring, first: str, seco
     assert len(team.runs_of("rollback")) == 1
     assert team.route() == moved
     servers.errors.clear()
-    (incident,) = incidents_of(team.platform.store, MODEL, second).incidents
+    (incident,) = incidents_of(team.platform.evidence, MODEL, second).incidents
     assert incident.action == f"rolled back to {first}"
 
 
