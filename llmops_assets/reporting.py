@@ -56,11 +56,13 @@ def materialized(
         "versions": dg.MetadataValue.json(result.versions),
         "action": result.action,
         "seconds": (result.finished - result.started).total_seconds(),
-        **{name: _metadata(value) for name, value in result.facts.items()},
-        **(extra or {}),
     }
     if result.reused_from is not None:
         metadata["reused_from"] = result.reused_from
+    for name, value in result.facts.items():
+        # An archive has a digest of its own, of its file: it must not hide the artifact's.
+        metadata[f"{result.asset}_{name}" if name in metadata else name] = _metadata(value)
+    metadata |= extra or {}
     return dg.MaterializeResult(
         value=handle, data_version=dg.DataVersion(result.artifact), metadata=metadata
     )
@@ -128,7 +130,7 @@ def decide(run: str, platform: Platform, release: str, gate: Gate, judge: Judge)
         )
     spec = platform.spec(release)
     return record_verdict(
-        platform.store,
+        platform.evidence,
         release,
         gate,
         spec,
@@ -139,7 +141,12 @@ def decide(run: str, platform: Platform, release: str, gate: Gate, judge: Judge)
     )
 
 
-def check_result(gate: Gate, verdict: Verdict, waiver: Waiver | None = None) -> dg.AssetCheckResult:
+def check_result(
+    gate: Gate,
+    verdict: Verdict,
+    waiver: Waiver | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dg.AssetCheckResult:
     """A verdict as Dagster shows it: a waived one as a warning, which blocks nothing."""
     metadata: dict[str, Any] = {
         "result": verdict.decision.value,
@@ -159,6 +166,7 @@ def check_result(gate: Gate, verdict: Verdict, waiver: Waiver | None = None) -> 
         description = f"Waived by {waiver.owner} until {waiver.expires:%F %R %Z}, as "
         description += f"{waiver.reason.rstrip('.')}. {verdict.decision}: {verdict.reason}"
         metadata["waiver"] = dg.MetadataValue.json(waiver.model_dump(mode="json"))
+    metadata |= extra or {}
     return dg.AssetCheckResult(
         passed=verdict.passed,
         severity=dg.AssetCheckSeverity.ERROR if waiver is None else dg.AssetCheckSeverity.WARN,

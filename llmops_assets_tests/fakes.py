@@ -7,12 +7,17 @@ that a caller who breaks the contract fails here as well.
 from __future__ import annotations
 
 import json
+import random
+import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,14 +29,25 @@ from llmops_assets.develop.registry import (
     Registered,
 )
 from llmops_assets.errors import GatewayError, RegistryError, SlotError
+from llmops_assets.serving.access_log import AccessLog
 from llmops_assets.serving.metrics import Latency, ServiceSample
 from llmops_assets.serving.package_description import PackageDescription
-from llmops_assets.serving.routes import Route, Routes, RouteTarget
-from llmops_assets.serving.slots import Deployment, Endpoint, Environment, Slot, SlotState
+from llmops_assets.serving.routes import Route, Routes, RouteTarget, ServedRoute
+from llmops_assets.serving.slots import (
+    Deployment,
+    Endpoint,
+    Environment,
+    Slot,
+    SlotInspection,
+    SlotState,
+)
 from llmops_assets.storage.store import Artifact, Store
 
 Respond = Callable[[str, dict[str, Any]], tuple[int, Any]]
 """From a request's path and JSON body to a status and a JSON body; a string is sent as it is."""
+
+
+DELIBERATE = "the double fails on purpose"
 
 
 class HttpDouble:
@@ -99,6 +115,16 @@ class HttpDouble:
         self.close()
 
 
+@dataclass
+class Behaviour:
+    """How a version does, in `FakeSlots` or as `FakeTraffic` shows it."""
+
+    milliseconds: float = 40.0
+    error_rate: float = 0.0
+    stream_error_rate: float = 0.0
+    """Of errors inside a 200, which the access log does not show; of `FakeTraffic` alone."""
+
+
 class FakeSlots:
     """A double of `Slots`: each slot that was ever started has an HTTP server that answers.
 
@@ -112,8 +138,14 @@ class FakeSlots:
         self.calls: list[tuple[str, str]] = []
         self.broken: set[Slot] = set()
         """Slots that do not become ready."""
+        self.loaded: dict[Slot, int | None] = {}
+        """What servers say they have loaded, where it is not what they were given."""
+        self.damage: dict[Slot, dict[str, str]] = {}
+        """What a look into a slot finds: `cheap` or `deep`."""
         self.delay_seconds = 0.0
         """How long every answer takes."""
+        self.behaviours: dict[int, Behaviour] = {}
+        """Of versions that take their own time or fail."""
         self.pieces: Callable[[str, Mapping[str, Any]], list[dict[str, Any]]] = embedded_pieces
         self.metrics = ""
         self.images: set[str] = set()
@@ -150,6 +182,12 @@ class FakeSlots:
             None if held is None or slot not in self._servers else self._endpoint(slot),
             slot in self._running,
         )
+
+    def inspect(self, slot: Slot, *, deep: bool = False) -> SlotInspection:
+        held = self._held.get(slot)
+        version = held.version if held is not None and slot in self._running else None
+        damage = self.damage.get(slot, {}).get("deep" if deep else "cheap")
+        return SlotInspection(self.loaded.get(slot, version), damage)
 
     def drain(self, slot: Slot) -> None:
         self.calls.append(("drain", str(slot)))
@@ -205,6 +243,10 @@ class FakeSlots:
         if slot not in self._running or path not in addresses:
             return 404, {"error": f"{slot} does not serve {path}"}
         time.sleep(self.delay_seconds)
+        if (behaviour := self.behaviours.get(version)) is not None:
+            time.sleep(behaviour.milliseconds / 1000)
+            if random.random() < behaviour.error_rate:
+                return 500, {"error": DELIBERATE}
         status, answer = generated(self.answers, body["text_input"], version)
         if status != 200 or path.endswith("/generate"):
             return status, answer
@@ -216,11 +258,15 @@ class FakeSlots:
 class FakeGateway:
     """A double of `Gateway`, with an address that answers for whatever is routed.
 
-    `answers` is what clients get through it, whichever slot is behind.
+    `answers` is what clients get through it, whichever slot is behind; `answers_of` has other
+    ones of some versions. Its access log has what `FakeTraffic` writes.
     """
 
     def __init__(self, answers: Mapping[str, str]) -> None:
         self.answers = dict(answers)
+        self.answers_of: dict[int, Mapping[str, str]] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="gateway-double-")
+        self.access_log = AccessLog(Path(self._folder.name) / "access.log")
         self.down = False
         self.refuses = False
         self.applied_routes: dict[Environment, dict[str, Route]] = {
@@ -251,6 +297,11 @@ class FakeGateway:
         routes = self.applied_routes[environment]
         return {model: route.generation for model, route in routes.items()}
 
+    def in_use(self, environment: Environment) -> Mapping[str, ServedRoute]:
+        self._reach()
+        routes = self.applied_routes[environment]
+        return {model: ServedRoute.of(route) for model, route in routes.items()}
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         with self._lock:
@@ -267,17 +318,73 @@ class FakeGateway:
 
     def close(self) -> None:
         self._server.close()
+        self._folder.cleanup()
 
     def _reach(self) -> None:
         if self.down:
             raise GatewayError("The gateway does not answer", cure="start it with `llmops up`")
 
     def _answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        model = path.split("/")[3]
-        serving = self.serving(model)
-        if serving is None:
+        _, _, _, model, *rest = path.split("/")
+        route = self.applied_routes[Environment.PRODUCTION].get(model)
+        answering = None if route is None else route.serving
+        if route is not None and rest[0] == "versions":
+            pinned = (target for target in route.targets if str(target.version) == rest[1])
+            answering = next(pinned, None)
+        if answering is None:
             return 404, {"error": f"no route for {path}"}
-        return generated(self.answers, body["text_input"], serving.version)
+        answers = self.answers_of.get(answering.version, self.answers)
+        return generated(answers, body["text_input"], answering.version)
+
+
+class FakeTraffic:
+    """Clients of `FakeGateway`: writes what Envoy and Triton would note of them, by lot."""
+
+    def __init__(self, gateway: FakeGateway, model: str, per_second: int = 400) -> None:
+        self.behaviours: dict[int, Behaviour] = {}
+        self.succeeded: Counter[int] = Counter()
+        self.failed: Counter[int] = Counter()
+        """Triton's counters, by version."""
+        self.sent: list[tuple[datetime, int]] = []
+        """When, and to which version."""
+        self._gateway = gateway
+        self._model = model
+        self._per_second = per_second
+        self._draw = random.Random(7)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        began, sent = time.monotonic(), 0
+        while not self._stopped.wait(0.02):
+            due = int((time.monotonic() - began) * self._per_second)
+            with self._gateway.access_log.file.open("a") as log:
+                for _ in range(due - sent):
+                    log.write(self._one())
+            sent = due
+
+    def _one(self) -> str:
+        route = self._gateway.applied_routes[Environment.PRODUCTION].get(self._model)
+        if route is None or route.serving is None:
+            return ""
+        weights = [target.weight for target in route.targets]
+        (target,) = self._draw.choices(route.targets, weights)
+        behaviour = self.behaviours.get(target.version, Behaviour())
+        failed = self._draw.random() < behaviour.error_rate
+        inside = self._draw.random() < behaviour.stream_error_rate
+        (self.failed if failed or inside else self.succeeded)[target.version] += 1
+        now = datetime.now(UTC)
+        self.sent.append((now, target.version))
+        milliseconds = int(behaviour.milliseconds * self._draw.lognormvariate(0.0, 0.4))
+        return access_line(route, target, now, 500 if failed else 200, milliseconds)
 
 
 class FakeRegistry:
@@ -357,6 +464,8 @@ class FakeMetrics:
         self.requests = 100
         self.failures = 0
         self.p99 = 0.1
+        self.traffic: FakeTraffic | None = None
+        """Whose inferences Triton counts; None: it counts none."""
         self._routes = routes
 
     def sample(self, environment: Environment, model: str) -> ServiceSample:
@@ -375,11 +484,47 @@ class FakeMetrics:
                 weight=target.weight,
                 requests=self.requests,
                 failures=self.failures,
+                inferences_succeeded=self.traffic and self.traffic.succeeded[target.version],
+                inferences_failed=self.traffic and self.traffic.failed[target.version],
                 latency_seconds=Latency(p50=self.p99, p95=self.p99, p99=self.p99),
             )
             for target in (() if route is None else route.targets)
             if route is not None and target.weight > 0
         )
+
+
+def access_line(
+    route: Route, target: RouteTarget, time: datetime, status: int, milliseconds: int
+) -> str:
+    """A line of the gateway's access log about a call that was answered whole."""
+    fields = {
+        "time": time.isoformat(),
+        "request_id": None,
+        "environment": str(route.environment),
+        "model": route.model,
+        "generation": route.generation,
+        "call": "generate",
+        "pinned": False,
+        "release": target.release,
+        "version": target.version,
+        "colour": str(target.colour),
+        "cluster": f"{route.environment}/{route.model}/{target.version}/{target.colour}",
+        "upstream": f"{target.host}:{target.http_port}",
+        "attempts": 1,
+        "protocol": "HTTP/1.1",
+        "method": "POST",
+        "path": f"/v2/models/{route.model}/generate",
+        "status": status,
+        "grpc_status": None,
+        "flags": "-",
+        "details": "via_upstream",
+        "bytes_received": 100,
+        "bytes_sent": 100,
+        "upstream_first_byte_ms": milliseconds // 2,
+        "first_byte_ms": milliseconds // 2,
+        "duration_ms": milliseconds,
+    }
+    return json.dumps(fields) + "\n"
 
 
 def generated(answers: Mapping[str, str], prompt: str, version: int) -> tuple[int, Any]:

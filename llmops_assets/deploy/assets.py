@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from llmops_assets.deploy import approval as approvals
+from llmops_assets.deploy.canary import Canary
 from llmops_assets.deploy.delivery import (
     LoadedPackage,
     RouteMove,
@@ -19,12 +20,12 @@ from llmops_assets.deploy.delivery import (
     warm,
 )
 from llmops_assets.deploy.load import measure_latency
-from llmops_assets.deploy.smoke import Answer, ask_known, judge_smoke, server_problem
+from llmops_assets.deploy.rollout_chart import rollout_chart
+from llmops_assets.deploy.smoke import ask_known, judge_smoke, server_problem
 from llmops_assets.develop.registration import Registration
-from llmops_assets.errors import LifecycleOrderError, SlotError
+from llmops_assets.errors import LifecycleOrderError, RefConflictError, SlotError
 from llmops_assets.evidence.gates import APPROVED, BUILT, CANARY, PROVEN, STAGED
 from llmops_assets.evidence.latency import LatencySummary
-from llmops_assets.evidence.verdicts import Judgement, Verdict
 from llmops_assets.explained import explained
 from llmops_assets.operate.incidents import Incident, report_incident
 from llmops_assets.partitions import RELEASES
@@ -42,10 +43,10 @@ from llmops_assets.serving.package_description import read_package
 from llmops_assets.serving.request_contract import RequestContract
 from llmops_assets.serving.routes import Route
 from llmops_assets.serving.slots import Deployment, Environment, Slot
-from llmops_assets.spec import ModelSpec
-from llmops_assets.storage.artifacts import ArtifactHandle
+from llmops_assets.storage.artifacts import ArtifactHandle, digests
 from llmops_assets.storage.columns import Action, Result, Workshop
 from llmops_assets.toolchains import toolchain_for
+from llmops_assets.triggers.requests import DECISION_TAG, REQUESTED_BY_TAG
 
 GROUP = "deploy"
 ENGINEERS = ["team:ml-engineering"]
@@ -67,6 +68,8 @@ class ApprovalConfig(dg.Config):
     """Why."""
     package_digest: str | None = None
     """Digest of the packaged model that the approver looked at."""
+    envelope: str | None = None
+    """In place of these: a signed decision, the whole file of `llmops approve --output`."""
 
 
 @dg.asset(
@@ -91,20 +94,20 @@ def staging_deployment(
     release = context.partition_key
     actor = f"run {context.run.run_id}"
     started = datetime.now(UTC)
-    platform.require(release, BUILT, platform.column(release))
+    platform.admit(release, BUILT, platform.column(release), Environment.STAGING)
     loaded = _load(
         platform, release, Environment.STAGING, packaged_model,
         Registration.model_validate_json(registered_model.document).version, actor,
     )  # fmt: skip
     smoke = platform.spec(release).gates.smoke
     right = judge_smoke(loaded.answers, smoke, loaded.deployment.version, loaded.problem).passed
-    inputs = {"packaged_model": packaged_model.digest}
+    inputs = digests({"packaged_model": packaged_model, "registered_model": registered_model})
     if right:
         # Before the route moves, so that nobody else's requests are measured with.
         contract = read_package(packaged_model.path).asked
         latency = _measure(context, platform, loaded, contract, evaluation_data, checkpoint)
         loaded = loaded.model_copy(update={"latency": latency})
-        inputs["evaluation_data"] = evaluation_data.digest
+        inputs |= digests({"evaluation_data": evaluation_data, "checkpoint": checkpoint})
     result = _record(platform, "staging_deployment", loaded, inputs, started)
     if not right:
         # The gate stops the release; what is in staging for others to use stays there.
@@ -138,24 +141,21 @@ def production_approval(
     """A person's decision about exactly this package. A run never waits for one."""
     release = context.partition_key
     started = datetime.now(UTC)
-    column = platform.column(release)
-    platform.require(release, STAGED, column)
-    recorded = column.get("production_approval")
-    document = approvals.decide(
-        release,
-        packaged_model.digest,
-        str(column["model_spec"].result.facts["requested_by"]),
-        None if recorded is None else approvals.Approval.model_validate_json(recorded.document),
+    platform.require(release, STAGED, platform.column(release))
+    given = approvals.Given(
         approver=config.approver,
         decision=config.decision,
         reason=config.reason,
         about=config.package_digest,
+        envelope=config.envelope,
     )
-    if document.decision == "approve":
-        approvals.check_not_rejected(platform.store, release, packaged_model.digest)
+    # Whom an approval's own run names is its approver.
+    by_approval = DECISION_TAG in context.run.tags
+    started_by = None if by_approval else context.run.tags.get(REQUESTED_BY_TAG)
+    document = approvals.decide(platform, release, given, started_by)
     action = Action(
-        asset="production_approval",
-        media_type="application/vnd.llmops.approval.v1",
+        asset=approvals.ASSET,
+        media_type=approvals.MEDIA_TYPE,
         inputs={
             "packaged_model": packaged_model.digest,
             "staging_deployment": staging_deployment.digest,
@@ -182,13 +182,14 @@ def production_candidate(
     """The package loaded in production's idle slot and asked known questions; no traffic yet."""
     release = context.partition_key
     started = datetime.now(UTC)
-    platform.require(release, APPROVED, platform.column(release))
+    platform.admit(release, APPROVED, platform.column(release), Environment.PRODUCTION)
+    approvals.check_still_approved(platform, release)
     loaded = _load(
         platform, release, Environment.PRODUCTION, packaged_model,
         Registration.model_validate_json(registered_model.document).version,
         f"run {context.run.run_id}",
     )  # fmt: skip
-    inputs = {"packaged_model": packaged_model.digest}
+    inputs = digests({"packaged_model": packaged_model, "registered_model": registered_model})
     return materialized(
         platform, _record(platform, "production_candidate", loaded, inputs, started)
     )
@@ -208,7 +209,7 @@ def production_deployment(
     packaged_model: ArtifactHandle,
     platform: dg.ResourceParam[Platform],
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[ArtifactHandle]]:
-    """The route's move to the candidate, watched; it moves back when the release misbehaves."""
+    """The route's way to the candidate, step by step and watched; it goes back at trouble."""
     release = context.partition_key
     with explained():
         started = datetime.now(UTC)
@@ -216,26 +217,35 @@ def production_deployment(
         # move fail, and not the candidate replace what it was never compared with.
         model = Release.parse(release).model
         seen = platform.routes.current(Environment.PRODUCTION, model)
-        platform.require(release, PROVEN, platform.column(release))
+        platform.admit(release, PROVEN, platform.column(release), Environment.PRODUCTION)
+        approvals.check_still_approved(platform, release)
         candidate = LoadedPackage.model_validate_json(production_candidate.document)
         _still_there(platform, candidate, packaged_model.digest)
         contract = read_package(packaged_model.path).asked
         actor = f"run {context.run.run_id}"
-        route = move(platform.routes, candidate, actor, f"deploying {release}", seen)
+        canary = Canary(platform, candidate, contract, actor)
         try:
-            answers, verdict = _watch(platform, candidate, contract, context.run.run_id)
+            outcome = canary.roll_out(seen, lambda route: report_route(context, route))
         except BaseException as error:
-            # Without a verdict a release does not serve. One that served before this run
-            # is not to blame for what went wrong in it.
-            if route.actor == actor:
+            # Without a verdict a release does not serve. One that served well before this
+            # run is not to blame for what went wrong in it.
+            if not canary.proven and (route := _still_ours(platform, canary, candidate, actor)):
                 _back_out(platform, route, release, actor, f"no verdict: {error}", started)
             raise
-    report_route(context, route)
-    yield check_result(CANARY, verdict)
+        route, changed = outcome.route, None
+        if not outcome.passed:
+            # Before anything is written down: every request until then goes to a bad release.
+            reason = f"canary failed: {outcome.reason}"
+            try:
+                changed = _back_out(platform, route, release, actor, reason, started)
+            except RefConflictError as error:
+                context.log.warning(f"the route is left as it is: {error}")
+    judgement = canary.judgement(outcome)
+    verdict = decide(context.run.run_id, platform, release, CANARY, lambda *_: judgement)
+    yield check_result(CANARY, verdict, extra=_rollout_metadata(canary))
     if not verdict.passed:
-        with explained():
-            reason = f"canary failed: {verdict.reason}"
-            report_route(context, _back_out(platform, route, release, actor, reason, started))
+        if changed is not None:
+            report_route(context, changed)
         stop(context.instance, context.run.run_id, platform, release, [(CANARY, verdict)])
     previous = warm(route)
     action = Action(
@@ -253,7 +263,7 @@ def production_deployment(
         deployment=candidate.deployment,
         colour=candidate.colour,
         previous=None if previous is None else deployment_of(previous),
-        answers=answers,
+        answers=outcome.answers,
         time=datetime.now(UTC),
     )
     with explained():
@@ -366,22 +376,55 @@ def _still_there(platform: Platform, candidate: LoadedPackage, package: str) -> 
         )
 
 
-def _watch(
-    platform: Platform, candidate: LoadedPackage, contract: RequestContract, run: str
-) -> tuple[tuple[Answer, ...], Verdict]:
-    """Asks the known questions through the gateway, and judges and records the answers."""
-    release = candidate.deployment.release
-    answers = ask_known(
-        platform.spec(release),
-        platform.gateway_url,
-        contract,
-        platform.settings.http_timeout_seconds,
-    )
+def _still_ours(
+    platform: Platform, canary: Canary, candidate: LoadedPackage, actor: str
+) -> Route | None:
+    """The route in force, if it is of this rollout and gives the candidate traffic.
 
-    def canary(spec: ModelSpec, _: Mapping[str, ArtifactHandle]) -> Judgement:
-        return judge_smoke(answers, spec.gates.smoke, candidate.deployment.version)
+    It may be newer than the rollout knows: recorded, and refused by the gateway.
+    """
+    route, _ = platform.routes.current(candidate.environment, candidate.model)
+    if route is None or (route != canary.route and route.actor != actor):
+        return None
+    serves = (deployment_of(target) for target in route.targets if target.weight > 0)
+    return route if candidate.deployment in serves else None
 
-    return answers, decide(run, platform, release, CANARY, canary)
+
+def _rollout_metadata(canary: Canary) -> dict[str, dg.MetadataValue]:
+    """A row for each step and release, and a picture where there was anything to see."""
+    steps = canary.steps()
+    rows = [
+        dg.TableRecord(
+            {
+                "step": str(number),
+                "release": figures.release,
+                "share": f"{figures.weight} %",
+                "requests": str(figures.requests),
+                "failed": str(figures.failures),
+                "refused": str(figures.refusals),
+                "p95 (ms)": _or_none(figures.duration_p95_ms),
+                "p95 of first byte (ms)": _or_none(figures.first_byte_p95_ms),
+                "failed inferences (Triton)": "none"
+                if figures.inferences is None
+                else f"{figures.failed_inferences} of {figures.inferences}",
+                "known answers": f"{figures.probes_right} of {figures.probes} right",
+                "from": f"{step.since:%F %T}",
+                "until": f"{step.until:%F %T}",
+                "ended by": step.ended_by,
+            }
+        )
+        for number, step in enumerate(steps, start=1)
+        for figures in (step.candidate, step.stable)
+        if figures is not None
+    ]
+    found: dict[str, dg.MetadataValue] = {"steps": dg.MetadataValue.table(rows)} if rows else {}
+    if canary.served:
+        found["rollout"] = dg.MetadataValue.md(rollout_chart(steps, canary.served))
+    return found
+
+
+def _or_none(milliseconds: float | None) -> str:
+    return "none" if milliseconds is None else f"{milliseconds:.0f}"
 
 
 def _back_out(
@@ -393,9 +436,10 @@ def _back_out(
     except LifecycleOrderError as error:
         # Nothing answers in its place: no answer is better than a wrong one.
         changed = take_off(platform.routes, route, actor, f"{reason} ({error.problem})")
+    restored = datetime.now(UTC)
     serving = changed.serving
     report_incident(
-        platform.store,
+        platform.evidence,
         Incident(
             model=route.model,
             release=release,
@@ -405,7 +449,9 @@ def _back_out(
             else "the route was emptied, as nothing else could serve",
             actor=actor,
             detected=started,
-            answered=datetime.now(UTC),
+            decided=changed.time,
+            restored=restored,
+            answered=restored,
         ),
     )
     return changed

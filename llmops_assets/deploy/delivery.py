@@ -41,17 +41,7 @@ class LoadedPackage(BaseModel):
     @property
     def target(self) -> RouteTarget:
         """The slot as a route names it, with all traffic."""
-        return RouteTarget(
-            colour=self.colour,
-            weight=100,
-            package=self.deployment.package,
-            release=self.deployment.release,
-            version=self.deployment.version,
-            host=self.endpoint.host,
-            http_port=self.endpoint.http_port,
-            grpc_port=self.endpoint.grpc_port,
-            metrics_port=self.endpoint.metrics_port,
-        )
+        return target_of(self.colour, self.deployment, self.endpoint, 100)
 
 
 class RouteMove(BaseModel):
@@ -141,26 +131,40 @@ Seen = tuple[Route | None, str | None]
 
 
 def move(
-    routes: Routes, loaded: LoadedPackage, actor: str, reason: str, seen: Seen | None = None
+    routes: Routes,
+    loaded: LoadedPackage,
+    actor: str,
+    reason: str,
+    seen: Seen | None = None,
+    weight: int = 100,
 ) -> Route:
-    """Gives a loaded package all traffic. What served before stays on the route at 0.
+    """Gives a loaded package a share of the traffic. What serves beside it keeps the rest.
 
     Args:
+        routes: where.
+        loaded: the package, in its slot.
+        actor: who or what asks for it.
+        reason: why, for the audit.
         seen: the route that it was decided to change; None for the route as it is now.
+        weight: its share, per cent. Less than all of it only beside something that serves.
 
     Raises:
         RefConflictError: somebody else changed the route meanwhile.
         GatewayError: the gateway did not take it.
     """
     route, digest = seen or routes.current(loaded.environment, loaded.model)
-    if route is not None and route.serving == loaded.target:
+    target = loaded.target.model_copy(update={"weight": weight})
+    if route is not None and target in route.targets:
         # Perhaps recorded by a run that was killed before the gateway heard of it.
         routes.reconcile()
         return route
-    former = () if route is None or route.serving is None else (route.serving,)
     targets = (
-        loaded.target,
-        *(t.model_copy(update={"weight": 0}) for t in former if t.colour != loaded.colour),
+        target,
+        *(
+            former.model_copy(update={"weight": 100 - weight})
+            for former in (() if route is None else route.targets)
+            if former.weight > 0 and former.colour != loaded.colour
+        ),
     )
     return routes.change(
         loaded.environment, loaded.model, targets, actor=actor, reason=reason, expected=digest
@@ -168,7 +172,7 @@ def move(
 
 
 def move_back(routes: Routes, slots: Slots, route: Route, actor: str, reason: str) -> Route:
-    """Gives all traffic back to what is warm on the route.
+    """Gives all traffic back to what had it before, see `way_back`.
 
     What is taken off leaves the route, so that a rollback asked for twice, or repeated after
     a gateway that refused, does not bring it back.
@@ -181,14 +185,20 @@ def move_back(routes: Routes, slots: Slots, route: Route, actor: str, reason: st
         RefConflictError: somebody changed the route since; theirs stands.
         GatewayError: the gateway did not take it.
     """
-    previous = warm(route)
+    previous = way_back(routes, route)
     if previous is None:
-        raise LifecycleOrderError(
-            f"There is nothing to roll {route.model} back to",
-            expected="an earlier release that is still warm on the route",
-            found=f"generation {route.generation} without one",
-            cure="promote a release that served well: `llmops promote RELEASE`",
-        )
+        raise nothing_warm(route)
+    check_warm(slots, route, previous)
+    target = previous.model_copy(update={"weight": 100})
+    return _undo(routes, route, (target,), actor, reason)
+
+
+def check_warm(slots: Slots, route: Route, previous: RouteTarget) -> None:
+    """Checks that a slot on a route serves what the route says, so that traffic may go there.
+
+    Raises:
+        LifecycleOrderError: it does not.
+    """
     slot = Slot(route.environment, route.model, previous.colour)
     state = slots.state(slot)
     if not state.running or state.deployment != deployment_of(previous):
@@ -196,10 +206,9 @@ def move_back(routes: Routes, slots: Slots, route: Route, actor: str, reason: st
             f"{previous.release} is not warm any more",
             expected=f"slot {slot} serving {previous.release}",
             found=state.deployment if state.running else "a slot that does not answer",
-            cure=f"promote it again: `llmops promote {previous.release}`",
+            cure="load it again, which takes longer: "
+            f"`llmops rollback {route.model} --to {previous.release} --reason WHY`",
         )
-    target = previous.model_copy(update={"weight": 100})
-    return _undo(routes, route, (target,), actor, reason)
 
 
 def take_off(routes: Routes, route: Route, actor: str, reason: str) -> Route:
@@ -217,9 +226,53 @@ def warm(route: Route) -> RouteTarget | None:
     return next((target for target in route.targets if target.weight == 0), None)
 
 
+def way_back(routes: Routes, route: Route) -> RouteTarget | None:
+    """The slot on the route that a rollback gives all traffic to; None where there is none.
+
+    That is what is warm. Where several have traffic, as in a canary, it is the one that had
+    all of it last.
+    """
+    busy = {deployment_of(target): target for target in route.targets if target.weight > 0}
+    if len(busy) < 2:
+        return warm(route)
+    for _, earlier in routes.history(route.environment, route.model):
+        serving = earlier.serving
+        if serving is not None and serving.weight == 100:
+            return busy.get(deployment_of(serving))
+    return None
+
+
+def nothing_warm(route: Route) -> LifecycleOrderError:
+    """There is nothing that a rollback could give the traffic to at once."""
+    return LifecycleOrderError(
+        f"There is nothing to roll {route.model} back to",
+        expected="an earlier release that is still warm on the route",
+        found=f"generation {route.generation} without one",
+        cure=f"`llmops rollback {route.model} --to RELEASE --reason WHY` loads one that served "
+        f"before (`llmops route {route.model}` lists them); or `llmops promote RELEASE`",
+    )
+
+
 def deployment_of(target: RouteTarget) -> Deployment:
     """What a route's target names."""
     return Deployment(target.package, target.release, target.version)
+
+
+def target_of(
+    colour: Colour, deployment: Deployment, endpoint: Endpoint, weight: int
+) -> RouteTarget:
+    """A loaded slot as a route names it."""
+    return RouteTarget(
+        colour=colour,
+        weight=weight,
+        package=deployment.package,
+        release=deployment.release,
+        version=deployment.version,
+        host=endpoint.host,
+        http_port=endpoint.http_port,
+        grpc_port=endpoint.grpc_port,
+        metrics_port=endpoint.metrics_port,
+    )
 
 
 def _undo(

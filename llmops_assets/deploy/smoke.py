@@ -19,6 +19,8 @@ from llmops_assets.spec import KnownAnswer, ModelSpec, SmokeGate
 from llmops_assets.toolchains.base import EngineToolchain, ServerCheck
 
 METRICS_INTERVAL_SECONDS = 0.5
+PROBE_HEADERS = {"x-llmops-probe": "known-answer"}
+"""By which a model or a proxy can tell the platform's questions from those of clients."""
 
 
 class Answer(BaseModel):
@@ -49,8 +51,58 @@ def ask_known(
         timeout_seconds: limit of connecting, and of every wait for more bytes.
     """
     questions = spec.serving.known_answers
-    _ask(spec, url, contract, questions[0], timeout_seconds)
-    return tuple(_ask(spec, url, contract, known, timeout_seconds) for known in questions)
+    ask_one(spec, url, contract, questions[0], timeout_seconds)
+    return tuple(ask_one(spec, url, contract, known, timeout_seconds) for known in questions)
+
+
+def ask_one(
+    spec: ModelSpec,
+    url: str | Endpoint,
+    contract: RequestContract,
+    known: KnownAnswer,
+    timeout_seconds: float,
+    pinned: int | None = None,
+) -> Answer:
+    """Asks one known question; no answer is part of the result, as in `ask_known`.
+
+    Args:
+        spec: of the model.
+        url: a slot, or the address of a gateway.
+        contract: of the package that is asked.
+        known: the question.
+        timeout_seconds: limit of connecting, and of every wait for more bytes.
+        pinned: version that is to answer; None leaves the choice to the route.
+    """
+    started = time.monotonic()
+    problem: str | None = None
+    text: str | None = None
+    version: int | None = None
+    try:
+        output = triton.generate(
+            url,
+            spec.name,
+            known.prompt,
+            max_tokens=spec.constraints.max_output_tokens,
+            contract=contract,
+            version=pinned,
+            timeout_seconds=timeout_seconds,
+            headers=PROBE_HEADERS,
+        )
+    except SlotError as error:
+        problem = str(error)
+    else:
+        if output.get(contract.text) is None or output.get("model_version") is None:
+            problem = f"the answer lacks {contract.text} or model_version: {dict(output)}"
+        else:
+            text, version = str(output[contract.text]), int(output["model_version"])
+    return Answer(
+        prompt=known.prompt,
+        expected=known.answer,
+        answer=text,
+        problem=problem,
+        seconds=time.monotonic() - started,
+        version=version,
+    )
 
 
 def server_problem(
@@ -121,41 +173,4 @@ def judge_smoke(
         },
         reason="; ".join(wrong)
         or f"All {len(answers)} known questions were answered, in at most {slowest:.3f} s.",
-    )
-
-
-def _ask(
-    spec: ModelSpec,
-    url: str | Endpoint,
-    contract: RequestContract,
-    known: KnownAnswer,
-    timeout_seconds: float,
-) -> Answer:
-    started = time.monotonic()
-    problem: str | None = None
-    text: str | None = None
-    version: int | None = None
-    try:
-        output = triton.generate(
-            url,
-            spec.name,
-            known.prompt,
-            max_tokens=spec.constraints.max_output_tokens,
-            contract=contract,
-            timeout_seconds=timeout_seconds,
-        )
-    except SlotError as error:
-        problem = str(error)
-    else:
-        if output.get(contract.text) is None or output.get("model_version") is None:
-            problem = f"the answer lacks {contract.text} or model_version: {dict(output)}"
-        else:
-            text, version = str(output[contract.text]), int(output["model_version"])
-    return Answer(
-        prompt=known.prompt,
-        expected=known.answer,
-        answer=text,
-        problem=problem,
-        seconds=time.monotonic() - started,
-        version=version,
     )

@@ -205,6 +205,7 @@ def generate(
     contract: RequestContract = EMBEDDED,
     version: int | None = None,
     timeout_seconds: float = GENERATE_TIMEOUT_SECONDS,
+    headers: Mapping[str, str] | None = None,
     **inputs: Any,
 ) -> Mapping[str, Any]:
     """One answer through Triton's generate extension.
@@ -217,6 +218,7 @@ def generate(
         contract: of the package that is asked.
         version: pins the request to a version; None leaves the choice to the server.
         timeout_seconds: limit of connecting, and of every wait for more bytes.
+        headers: of the request, beside the usual ones.
         inputs: of this model, such as `temperature`, `top_p`, `seed`, `stop_words`.
 
     Returns:
@@ -229,7 +231,7 @@ def generate(
     address = _generate_url(url, model, version, "generate")
     body = contract.body(prompt, max_tokens, stream=False) | inputs
     try:
-        response = httpx.post(address, json=body, timeout=timeout_seconds)
+        response = httpx.post(address, json=body, headers=headers, timeout=timeout_seconds)
     except httpx.TransportError as error:
         raise _no_answer(address, error) from error
     return _content(response)
