@@ -21,10 +21,11 @@ from llmops_assets.reports import assets as report_assets
 from llmops_assets.reports.automation import reports
 from llmops_assets.retire import assets as retire_assets
 from llmops_assets.retire import checks as retire_checks
-from llmops_assets.storage.artifacts import ArtifactIOManager
+from llmops_assets.storage.io_manager import ArtifactIOManager
 from llmops_assets.triggers.alerts import alerts
 from llmops_assets.triggers.approval import approval
 from llmops_assets.triggers.git_push import git_push
+from llmops_assets.triggers.openlineage import openlineage
 from llmops_assets.triggers.registry import registry
 from llmops_assets.triggers.retraining import retraining
 from llmops_assets.triggers.toolchain_bump import toolchain_bump
@@ -42,7 +43,7 @@ def definitions_for(platform: Platform) -> dg.Definitions:
         assets=dg.load_assets_from_modules(PHASES, include_specs=True),
         asset_checks=dg.load_asset_checks_from_modules(CHECKS),
         jobs=[*asset_jobs, rollback],
-        sensors=[*TRIGGERS, reports],
+        sensors=[*TRIGGERS, openlineage, reports],
         resources={"platform": platform, "io_manager": ArtifactIOManager(lambda: platform.columns)},
         # Heavy steps are processes of their own (tools.py); a process a step besides
         # would cost seconds each and gain nothing.

@@ -52,6 +52,7 @@ JOBS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 
 REGRESSION_CHECK = dg.AssetCheckKey(dg.AssetKey(REGRESSION.asset), REGRESSION.name)
+ROUTE_CHECK = dg.AssetCheckKey(dg.AssetKey("production_route"), "recorded_is_observed")
 
 
 def _selection(name: str, assets: tuple[str, ...]) -> dg.AssetSelection:
@@ -59,6 +60,8 @@ def _selection(name: str, assets: tuple[str, ...]) -> dg.AssetSelection:
     if name == "promote":
         # Another release may serve since it was judged. The approval waits for the check.
         return selection | dg.AssetSelection.checks(REGRESSION_CHECK)
+    if name == "observe":
+        return selection | dg.AssetSelection.checks(ROUTE_CHECK)
     return selection
 
 
@@ -74,6 +77,8 @@ class RollbackConfig(dg.Config):
     model: str
     reason: str
     actor: str = "dagster launchpad"
+    to: str | None = None
+    """Key or version of a release that served fully before; empty for the one that is warm."""
     moved: bool = False
     """Whether this actor has moved the route already; it is then only verified and shown."""
 
@@ -84,12 +89,14 @@ class RollbackConfig(dg.Config):
 def roll_back_route(
     context: dg.OpExecutionContext, config: RollbackConfig, platform: dg.ResourceParam[Platform]
 ) -> None:
-    """Gives production's traffic back to the release that is still warm, and asks it."""
+    """Gives production's traffic back to a release that served before, and asks it."""
     with explained():
         if config.moved:
             route = moved_by(platform.routes, config.model, config.actor)
         else:
-            route = roll_back(platform, config.model, config.actor, config.reason)
+            route = roll_back(
+                platform, config.model, config.actor, config.reason, config.to, context.log.info
+            ).route
         if route is None:
             raise LifecycleOrderError(
                 f"{config.actor} has moved no route of {config.model} of late",

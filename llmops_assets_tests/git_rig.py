@@ -6,6 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
+from llmops_assets.evidence.keys import create_keys
 from llmops_assets.serving.routes import RouteTarget
 from llmops_assets.serving.slots import Colour, Environment
 from llmops_assets.settings import Settings
@@ -82,11 +83,11 @@ def following(root: Path, repository: str, **settings: object) -> PlatformOnDoub
     values = {"git_timeout_seconds": 20.0, **settings}
     checkout = root / "checkout" / "models"
     checkout.mkdir(parents=True, exist_ok=True)
-    return PlatformOnDoubles(
-        Settings.model_validate(
-            {"state": root / "state", "models": checkout, "git_repository": repository, **values}
-        )
+    read = Settings.model_validate(
+        {"state": root / "state", "models": checkout, "git_repository": repository, **values}
     )
+    create_keys(read.key_folder)
+    return PlatformOnDoubles(read)
 
 
 def serve(platform: PlatformOnDoubles, model: str, release: str) -> None:

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llmops_assets.cli import main
-from llmops_assets.deploy.approval import APPROVALS_LOG
 from llmops_assets.evidence.gates import PARITY, PROVEN
+from llmops_assets.evidence.leaves import APPROVALS
 from llmops_assets.local import stack
 from llmops_assets.local.ports import PortRequest, claim_ports
 from llmops_assets.local.slots import port_file
@@ -416,10 +416,10 @@ def test_approve_records_the_decision_for_the_trigger(built: Rig, extra: list[st
     package = built.platform.columns.get("parrot.v1", "packaged_model").artifact
     result = llmops("approve", "parrot.v1", "--approver", "bob", "--reason", "fine", *extra)
     assert result.exit_code == 0, result.output
-    (entry,) = built.platform.store.log(APPROVALS_LOG)
-    assert entry.record["approver"] == "bob"
-    assert entry.record["decision"] == ("reject" if extra else "approve")
-    assert entry.record["package"] == package
+    (entry,) = built.platform.evidence.entries(APPROVALS)
+    assert entry.statement.predicate["approver"] == "bob"
+    assert entry.statement.predicate["decision"] == ("reject" if extra else "approve")
+    assert entry.statement.predicate["package"] == package
     assert f"package {package}" in result.stdout
     assert entry.digest in result.stdout
     assert ("llmops triggers" in result.stdout) is not bool(extra)
@@ -441,7 +441,7 @@ def test_approval_of_another_package_is_not_recorded(built: Rig) -> None:
     )
     assert result.exit_code == 2
     assert other in result.stderr
-    assert list(built.platform.store.log(APPROVALS_LOG)) == []
+    assert list(built.platform.evidence.entries(APPROVALS)) == []
 
 
 def test_approval_needs_who_and_why() -> None:

@@ -246,6 +246,7 @@ def test_triggers_run_by_themselves_and_start_named_jobs(definitions: dg.Definit
         "retraining": ["release"],
         "alerts": ["observe", "rollback", "scale"],
         "toolchain_bump": ["release"],
+        "openlineage": [],
     }
     for sensor in sensors.values():
         assert isinstance(sensor, dg.SensorDefinition)

@@ -26,7 +26,8 @@ from llmops_assets.operate.incidents import incidents_of
 from llmops_assets.partitions import RELEASES
 from llmops_assets.reporting import FAILED_GATE_TAG, explained
 from llmops_assets.serving.slots import Colour, Environment, Slot
-from llmops_assets.storage.artifacts import ArtifactHandle, ArtifactIOManager
+from llmops_assets.storage.artifacts import ArtifactHandle
+from llmops_assets.storage.io_manager import ArtifactIOManager
 from llmops_assets.tools import PROGRESS_PREFIX
 
 from .release_rig import ANSWERS, FAILED, MODEL, SPEC, Rig, deploy, serving
@@ -152,7 +153,7 @@ def test_verdict_is_on_record_before_the_check_is_shown(
     seen: list[bool] = []
 
     def show(gate: Any, verdict: Any, waiver: Any) -> dg.AssetCheckResult:
-        recorded = verdicts(runs.rig.platform.store, "parrot.v1").get(gate.name)
+        recorded = verdicts(runs.rig.platform.evidence, "parrot.v1").get(gate.name)
         seen.append(recorded == verdict)
         return dg.AssetCheckResult(passed=True, check_name=gate.name, asset_key=gate.asset)
 
@@ -164,7 +165,7 @@ def test_verdict_is_on_record_before_the_check_is_shown(
 def test_verdict_names_the_run_that_judged(runs: Runs) -> None:
     """From the record an auditor goes to the run's log."""
     result = runs.assets("parrot.v1", "model_spec")
-    assert verdicts(runs.rig.platform.store, "parrot.v1")["spec_complete"].run == result.run_id
+    assert verdicts(runs.rig.platform.evidence, "parrot.v1")["spec_complete"].run == result.run_id
 
 
 def test_downstream_asset_alone_in_another_run_is_refused(runs: Runs) -> None:
@@ -191,7 +192,7 @@ def test_gate_of_something_that_is_not_there_yet_is_explained(runs: Runs) -> Non
     text = description(result, "evaluation_gates")
     assert "no checkpoint, no evaluation_data, no evaluation" in text
     assert "materialize checkpoint, evaluation_data, evaluation of partition parrot.v1" in text
-    assert verdicts(runs.rig.platform.store, "parrot.v1") == {}
+    assert verdicts(runs.rig.platform.evidence, "parrot.v1") == {}
 
 
 def test_a_release_reaches_production_and_is_retired(runs: Runs) -> None:
@@ -276,9 +277,9 @@ def test_failed_canary_moves_the_route_back_and_claims_nothing(runs: Runs) -> No
     )[0]
     assert record.status.value == "FAILED"
     assert serving(runs.rig) == 1
-    verdict = verdicts(runs.rig.platform.store, "parrot.v2")["canary"]
+    verdict = verdicts(runs.rig.platform.evidence, "parrot.v2")["canary"]
     assert (verdict.passed, verdict.run) == (False, result.run_id)
-    (incident,) = incidents_of(runs.rig.platform.store, MODEL, "parrot.v2").incidents
+    (incident,) = incidents_of(runs.rig.platform.evidence, MODEL, "parrot.v2").incidents
     assert incident.action == "the route went back to parrot.v1"
     assert "'hello' gave 'wrld'" in incident.what
     run = runs.instance.get_run_by_id(result.run_id)

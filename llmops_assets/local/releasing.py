@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import getpass
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from llmops_assets.dagster_client import DagsterClient
-from llmops_assets.deploy.approval import read_decision, record_approval, verify
+from llmops_assets.deploy.accepted_approvers import SIGNATURES_FOLDER, sign_policy
+from llmops_assets.deploy.approval import (
+    Delivery,
+    read_decision,
+    record_approval,
+    record_signed,
+    required_policy,
+    sign_approval,
+    verify,
+)
 from llmops_assets.develop.branch import COMMIT
 from llmops_assets.develop.specs import resolve_commit
 from llmops_assets.errors import ApprovalError, ReleaseError, SpecError
+from llmops_assets.evidence.approver_keys import signer_of
+from llmops_assets.evidence.dsse import Envelope, Signer
 from llmops_assets.local.stack import endpoints
-from llmops_assets.operate.rollback import roll_back
 from llmops_assets.platform import Platform
-from llmops_assets.release import Release
-from llmops_assets.serving.routes import Route
 from llmops_assets.settings import Settings
 from llmops_assets.triggers.requests import RELEASE_TAG, REQUESTED_BY_TAG
 
@@ -31,6 +43,23 @@ class Decision:
     approve: bool
     package: str
     """Digest of the package."""
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """Where an approver's key is."""
+
+    path: Path
+    """A private key of OpenSSH, or a public one whose private key the ssh-agent holds."""
+    passphrase: Callable[[], str]
+    """Asks for the passphrase, where one is needed."""
+
+    def signer(self) -> Signer:
+        """
+        Raises:
+            ApprovalError: the key cannot be used.
+        """
+        return signer_of(self.path, self.passphrase)
 
 
 @dataclass(frozen=True)
@@ -168,7 +197,7 @@ def start_promotion(client: DagsterClient, release: str, decision: Decision | No
                 }
             }
         }
-    return client.launch("promote", release, config)
+    return client.launch("promote", release, config, {REQUESTED_BY_TAG: getpass.getuser()})
 
 
 def package_digest(settings: Settings, release: str) -> str:
@@ -202,36 +231,83 @@ def record_decision(settings: Settings, release: str, decision: Decision) -> Rec
     objection = None
     if decision.approve:
         try:
-            verify(platform, read_decision(entry.record))
+            verify(platform, release, read_decision(entry))
         except ApprovalError as error:
             objection = str(error)
     return Recorded(entry.digest, objection)
 
 
-def roll_back_now(settings: Settings, model: str, actor: str, reason: str) -> Route:
-    """Moves the route back, from here and at once. Returns it.
+def sign_release_decision(
+    settings: Settings,
+    release: str,
+    key: SigningKey,
+    reason: str,
+    *,
+    approve: bool,
+    about: str | None,
+    days: float | None,
+) -> Envelope:
+    """Signs a person's decision with their own key; nothing is recorded.
+
+    Args:
+        about: digest of the package that they looked at; None: the one in the store.
+        days: for how long it shall count; None: as settings and policy say.
 
     Raises:
         StackError: there is no stack in the state folder.
-        LLMOpsError: there is nothing to roll back to, or the gateway refused.
+        LLMOpsError: the key is no approver's, or the decision could not count.
     """
-    Release.parse(f"{model}.v0")  # checks the name
     endpoints(settings)  # an empty state folder is the wrong one
-    return roll_back(Platform(settings), model, actor, reason)
+    platform = Platform(settings)
+    required_policy(platform)  # before anybody looks for a key that is of no use
+    return sign_approval(
+        platform,
+        release,
+        key.signer(),
+        "approve" if approve else "reject",
+        reason,
+        about=about,
+        valid=None if days is None else timedelta(days=days),
+    )
 
 
-def show_route(settings: Settings, route: Route) -> str | None:
-    """Shows a changed route in Dagster. Returns what kept it from doing so, or None."""
-    from dagster import DagsterInstance
-    from sqlalchemy.exc import SQLAlchemyError
+def record_signed_decision(
+    settings: Settings, envelope: Envelope, delivered: Delivery = "command"
+) -> Recorded:
+    """Records a signed decision, for the trigger that promotes.
 
-    from llmops_assets.partitions import MODELS
-    from llmops_assets.reporting import route_event
+    Raises:
+        LLMOpsError: it does not count.
+    """
+    platform = Platform(settings)
+    entry = record_signed(platform, envelope, delivered)
+    decision = read_decision(entry)
+    objection = None
+    if decision.decision == "approve":
+        try:
+            verify(platform, decision.release)
+        except ApprovalError as error:
+            objection = str(error)  # such as that another one is needed
+    return Recorded(entry.digest, objection)
 
-    try:
-        with DagsterInstance.from_config(str(settings.dagster_home)) as instance:
-            instance.add_dynamic_partitions(str(MODELS.name), [route.model])
-            instance.report_runless_asset_event(route_event(route))
-    except (SQLAlchemyError, OSError) as error:
-        return str(error)
-    return None
+
+def sign_policy_file(settings: Settings, file: Path, key: SigningKey, reason: str) -> Path:
+    """Signs a new version of approvers.yaml; the file beside it is to be committed with it.
+
+    Returns:
+        The file with the signature.
+
+    Raises:
+        StackError: there is no stack in the state folder.
+        LLMOpsError: the new version is not valid, or the key is no approver's.
+    """
+    endpoints(settings)  # an empty state folder is the wrong one
+    signer = key.signer()
+    envelope = sign_policy(Platform(settings), file.read_bytes(), signer, reason)
+    folder = file.parent / SIGNATURES_FOLDER
+    folder.mkdir(exist_ok=True)
+    # Fingerprints have slashes.
+    name = signer.public_key.keyid.removeprefix("SHA256:").replace("/", "_")
+    target = folder / f"{name}.json"
+    target.write_text(envelope.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return target

@@ -126,7 +126,7 @@ class SupervisedSlots:
             slot_process.verify_signature(folder, held, root)
             slot_process.verify(folder, held, contents=deep, running=True)
         except (ArtifactCorruptError, EvidenceError) as error:
-            damage = str(error)
+            damage = str(error.found or error.problem)
         return SlotInspection(version, damage)
 
     def drain(self, slot: Slot) -> None:

@@ -7,25 +7,36 @@ interrupted and repeated.
 from __future__ import annotations
 
 import base64
+import getpass
 import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
-from llmops_assets.errors import GatewayError, StackError
+from llmops_assets.errors import EvidenceError, StackError
+from llmops_assets.evidence.keys import create_keys, read_trust_root
+from llmops_assets.evidence.log import evidence_log
 from llmops_assets.local import health, log_files
 from llmops_assets.local.databases import mlflow_database, prepare_databases
 from llmops_assets.local.ports import PortRequest, claim_ports, read_ports
 from llmops_assets.local.processes import end, supervised, wait_gone
-from llmops_assets.local.slots import complaint, port_file, slot_folder, slot_of, slot_program
+from llmops_assets.local.slots import (
+    SupervisedSlots,
+    complaint,
+    port_file,
+    slot_folder,
+    slot_of,
+    slot_program,
+)
 from llmops_assets.local.supervisor import Program, ProgramState, Supervisor
-from llmops_assets.serving import slot_process, triton
+from llmops_assets.operate.settings_changes import record_settings
+from llmops_assets.serving import reconciliation, slot_process, triton
 from llmops_assets.serving.gateway import EnvoyGateway
 from llmops_assets.serving.routes import Routes
 from llmops_assets.serving.slots import Environment
@@ -90,7 +101,8 @@ class ProgramStatus:
     """What is true of one program now.
 
     `ready`: it answered over its own interface just now. `detail` says what a slot
-    holds, or why a program does not run.
+    holds, or why a program does not run. `differences` says what of it is not as it is
+    recorded, with the command that heals it.
     """
 
     name: str
@@ -100,6 +112,7 @@ class ProgramStatus:
     pid: int | None
     uptime_seconds: float | None
     detail: str
+    differences: tuple[str, ...] = ()
 
 
 def endpoints(settings: Settings) -> Endpoints:
@@ -143,19 +156,27 @@ def up(settings: Settings, on_step: OnStep, definitions: str = DEFINITIONS) -> S
     Raises:
         StackError: a port is taken, or a server did not start; the message has the end
             of its log. What did start keeps running.
-        GatewayError, ArtifactCorruptError: a recorded route cannot be served.
+        GatewayError: a recorded route cannot be served.
+        EvidenceError: the keys cannot be used, or the evidence is not what was signed.
         RegistryError: MLflow does not take the webhook; what runs keeps running.
     """
     supervisor = _supervisor(settings)
     supervisor.check_paths()
     settings.state.mkdir(parents=True, exist_ok=True)
     settings.state.chmod(0o700)
+    if settings.signer is None:
+        create_keys(settings.key_folder)
+    else:
+        read_trust_root(settings.key_folder)  # who signs elsewhere must have put it there
     with _exclusively(settings):
         if supervisor.answers():
             _check_receiver_runs(settings, supervisor)
             _check_ports_unchanged(settings)
         else:
             _start_supervisor(settings, supervisor, on_step, definitions)
+            record_settings(
+                evidence_log(settings, FolderStore(settings.store)), settings, getpass.getuser()
+            )
         where = endpoints(settings)
         for group in (FIRST, SECOND + _receiver(settings)):
             for name in group:
@@ -169,10 +190,9 @@ def up(settings: Settings, on_step: OnStep, definitions: str = DEFINITIONS) -> S
             for name in supervisor.added()
             if (problem := _bring_up_slot(settings, supervisor, name, on_step)) is not None
         )
-        routes = _routes(settings)
-        if any(routes.differences(environment) for environment in Environment):
-            on_step("applying the recorded routes")
-            routes.reconcile()
+        # Also where the generations agree: somebody may have changed what is behind them.
+        on_step("applying the recorded routes")
+        _routes(settings).reconcile()
     return StackInfo(where, problems)
 
 
@@ -209,7 +229,17 @@ def status(settings: Settings) -> list[ProgramStatus]:
         where = endpoints(settings)
     except StackError:
         where = None
-    return [_status(settings, where, name, states.get(name)) for name in names]
+    found = [_status(settings, where, name, states.get(name)) for name in names]
+    drift = _drift(settings) if states else {}
+    # What is about a slot that is no program of the stack is shown with the gateway.
+    strays = [each for name in drift.keys() - set(names) for each in drift[name]]
+    return [
+        replace(
+            program,
+            differences=(*drift.get(program.name, ()), *(strays if program.name == ENVOY else ())),
+        )
+        for program in found
+    ]
 
 
 def logs(
@@ -257,11 +287,9 @@ def _start_supervisor(
             Environment.STAGING: ports[STAGING_GATEWAY],
         },
         settings.host,
-        # Into the log that the process manager rotates.
-        access_log=Path("/dev/stdout"),
     )
-    # Envoy must find what the store says, not what was there when it last ran.
-    routes = Routes(FolderStore(settings.store), gateway)
+    # Envoy must find what is recorded, not what was there when it last ran.
+    routes = Routes(evidence_log(settings, FolderStore(settings.store)), gateway)
     gateway.write({environment: routes.all(environment) for environment in Environment})
     workspace = settings.state / "workspace.yaml"
     workspace.write_text(
@@ -495,8 +523,6 @@ def _status(
     port = read_ports(port_file(settings)).get(GATEWAY if name == ENVOY else name)
     slot = slot_of(name)
     held = None if slot is None else slot_process.read_slot(slot_folder(settings, slot))
-    if name == ENVOY and running:
-        detail = _routes_behind(settings)
     if held is not None:
         port = held.endpoint.http_port
         detail = f"{held.deployment.release} version {held.deployment.version} {detail}".rstrip()
@@ -516,18 +542,27 @@ def _status(
     )
 
 
-def _routes_behind(settings: Settings) -> str:
-    """Which routes the gateway does not use as they are recorded; empty when it does."""
+def _drift(settings: Settings) -> dict[str, list[str]]:
+    """What is not as it is recorded, by the program that it is about."""
+    store = FolderStore(settings.store)
+    gateway = EnvoyGateway(settings.gateway, timeout_seconds=settings.http_timeout_seconds)
+    found: dict[str, list[str]] = {}
     try:
-        routes = _routes(settings)
-        behind = [
-            f"{environment} route of {model} is at generation {observed}, recorded {recorded}"
-            for environment in Environment
-            for model, (recorded, observed) in routes.differences(environment).items()
-        ]
-    except GatewayError as error:
-        return str(error)
-    return "; ".join(behind) + ("; run `llmops up`" if behind else "")
+        for environment in Environment:
+            for difference in reconciliation.differences(
+                Routes(evidence_log(settings, store), gateway),
+                gateway,
+                SupervisedSlots(settings, store),
+                environment,
+            ):
+                about = ENVOY
+                if difference.slot is not None:
+                    about = f"slot-{difference.slot.replace('/', '-')}"
+                found.setdefault(about, []).append(str(difference))
+    except EvidenceError as error:
+        # Nobody knows then what should serve; the rest of the status is true all the same.
+        found.setdefault(ENVOY, []).append(str(error))
+    return found
 
 
 def _ready(settings: Settings, where: Endpoints, name: str, state: ProgramState) -> bool:
@@ -570,7 +605,9 @@ def _exclusively(settings: Settings) -> Iterator[None]:
 
 
 def _routes(settings: Settings) -> Routes:
-    return Routes(FolderStore(settings.store), EnvoyGateway(settings.gateway))
+    return Routes(
+        evidence_log(settings, FolderStore(settings.store)), EnvoyGateway(settings.gateway)
+    )
 
 
 def _supervisor(settings: Settings) -> Supervisor:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from llmops_assets.errors import GateRefusedError, LifecycleOrderError
 from llmops_assets.operate.alertmanager import Alert
 from llmops_assets.operate.incidents import Incident, IncidentBook
-from llmops_assets.operate.rollback import enforce, moved_by, take_back
+from llmops_assets.operate.rollback import enforce, moved_by, take_back, taken_off
 from llmops_assets.platform import Platform
 from llmops_assets.serving.routes import Route
 from llmops_assets.serving.slots import Environment
@@ -72,7 +72,7 @@ def handle(
     moved = moved_by(platform.routes, route.model, ACTOR + alert.id)
     if moved is not None:
         done = _rolled_back(platform, moved, alert.id, alert.summary)
-        return book.report(done.model_copy(update={"rule": name_of(rule)}))
+        return book.report(done.model_copy(update=_of_alert(alert, rule)))
     if _rests(rule, book.of(route.model).values()):
         if known is not None and known.answered is None:
             return known
@@ -82,7 +82,7 @@ def handle(
     if rule.action == "scale":
         now = datetime.now(UTC)
         asked = _incident(route, alert, rule, action="asked for a run of scale", answered=now)
-        return book.report(asked.model_copy(update={"job": "scale"}))
+        return book.report(asked.model_copy(update={"job": "scale", "decided": now}))
     return book.report(_incident(route, alert, rule).model_copy(update={"job": "observe"}))
 
 
@@ -108,6 +108,7 @@ def close(book: IncidentBook, model: str, alert: str) -> None:
 
 
 def _roll_back(platform: Platform, route: Route, alert: Alert, rule: AlertRule) -> Incident:
+    detected = datetime.now(UTC)
     try:
         moved = take_back(platform, route, ACTOR + alert.id, alert.summary)
     except (LifecycleOrderError, GateRefusedError) as error:
@@ -115,7 +116,7 @@ def _roll_back(platform: Platform, route: Route, alert: Alert, rule: AlertRule) 
         incident = _incident(route, alert, rule, what=f"{alert.summary}; not rolled back: {error}")
         return incident.model_copy(update={"job": "observe"})
     done = _rolled_back(platform, moved, alert.id, alert.summary)
-    return done.model_copy(update={"rule": name_of(rule), "detected": alert.starts_at})
+    return done.model_copy(update=_of_alert(alert, rule) | {"detected": detected})
 
 
 def _rests(rule: AlertRule, earlier: Iterable[Incident]) -> bool:
@@ -149,16 +150,23 @@ def _incident(
         what=what or alert.summary,
         action=action,
         actor=ACTOR + alert.id,
-        detected=alert.starts_at,
+        began=alert.starts_at,
+        detected=datetime.now(UTC),
         answered=answered,
     )
+
+
+def _of_alert(alert: Alert, rule: AlertRule) -> dict[str, object]:
+    """What an incident has of its alert, and of the rule that decided."""
+    return {"rule": name_of(rule), "began": alert.starts_at}
 
 
 def _rolled_back(platform: Platform, moved: Route, alert: str, what: str) -> Incident:
     """The incident of an alert that is answered by this route."""
     history = platform.routes.history(Environment.PRODUCTION, moved.model)
     before = next((r for _, r in history if r.generation == moved.generation - 1), None)
-    bad = None if before is None else before.serving
+    bad = None if before is None else taken_off(before, moved)
+    now = datetime.now(UTC)
     return Incident(
         id=alert,
         model=moved.model,
@@ -169,5 +177,7 @@ def _rolled_back(platform: Platform, moved: Route, alert: str, what: str) -> Inc
         actor=moved.actor,
         job="rollback",
         detected=moved.time,
-        answered=datetime.now(UTC),
+        decided=moved.time,
+        restored=now,
+        answered=now,
     )

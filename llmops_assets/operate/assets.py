@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from llmops_assets.explained import explained
+from llmops_assets.operate.incident_table import incident_table
 from llmops_assets.operate.incidents import incidents_of
 from llmops_assets.operate.service import sample_of, scaling_now, serving_target
 from llmops_assets.partitions import MODELS, RELEASES
@@ -88,5 +89,11 @@ def incidents(
     release = context.partition_key
     started = datetime.now(UTC)
     action = Action(asset="incidents", media_type="application/vnd.llmops.incidents.v1")
-    document = incidents_of(platform.store, Release.parse(release).model, release)
-    return materialized(platform, platform.columns.record(release, action, document, started))
+    document = incidents_of(platform.evidence, Release.parse(release).model, release)
+    result = platform.columns.record(release, action, document, started)
+    unanswered = [each for each in document.incidents if each.answered is None]
+    return materialized(
+        platform,
+        result,
+        {"table": incident_table(document.incidents), "open": incident_table(unanswered)},
+    )

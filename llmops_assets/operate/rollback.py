@@ -1,12 +1,28 @@
-"""Rollback: the route goes back to the release that is still warm. It waits for nothing."""
+"""Rollback: production's traffic goes back to a release that served before.
+
+The command, the job and the alert trigger go this way, and no other. To a release that is
+still warm it moves the route and waits for nothing. To one that is not, it loads the package
+from the store first.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 
-from llmops_assets.deploy.delivery import move_back, warm
-from llmops_assets.deploy.smoke import ask_known, judge_smoke
+from llmops_assets.deploy.delivery import (
+    check_warm,
+    deployment_of,
+    load,
+    move_back,
+    nothing_warm,
+    target_of,
+    way_back,
+)
+from llmops_assets.deploy.revocation import check_not_revoked, revoke
+from llmops_assets.deploy.smoke import ask_known, judge_smoke, server_problem
 from llmops_assets.errors import GatewayError, LifecycleOrderError, RefConflictError, SlotError
 from llmops_assets.evidence.gates import CANARY
 from llmops_assets.evidence.verdicts import Circumstances, require
@@ -14,41 +30,101 @@ from llmops_assets.operate.incidents import Incident, report_incident
 from llmops_assets.platform import Platform
 from llmops_assets.policy import Policy
 from llmops_assets.serving.package_description import read_package
-from llmops_assets.serving.routes import Route, Routes
-from llmops_assets.serving.slots import Environment
+from llmops_assets.serving.routes import Route, Routes, RouteTarget
+from llmops_assets.serving.slots import Deployment, Environment
+from llmops_assets.toolchains import toolchain_for
 
 LATEST_ROUTES = 50
 """Among so many an alert's own is looked for; it acts within seconds of its first sight."""
 
+OnStep = Callable[[str], None]
 
-def roll_back(platform: Platform, model: str, actor: str, reason: str) -> Route:
-    """Gives production's traffic to the release that served before, and records why.
+
+@dataclass(frozen=True)
+class Service:
+    """A time in which a release had all of production's traffic."""
+
+    deployment: Deployment
+    since: datetime
+    until: datetime | None
+    """None while it lasts."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a rollback would do, as of the route that it looked at."""
+
+    route: Route
+    taken_off: RouteTarget
+    """What loses the traffic."""
+    to: Deployment
+    """What gets it."""
+    warm: bool
+    """Whether it is loaded already; otherwise it is loaded from the store first."""
+    load_seconds: float | None
+    """How long loading took when it was a candidate; None if it is warm, or nobody knows."""
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """What a rollback did."""
+
+    route: Route
+    """The new route; the same one where it was only applied to a gateway that lagged behind."""
+    acknowledged: datetime
+    """When the gateway reported that it uses the route."""
+
+
+def roll_back(
+    platform: Platform,
+    model: str,
+    actor: str,
+    reason: str,
+    to: str | None = None,
+    on_step: OnStep = lambda step: None,
+) -> Rollback:
+    """Gives production's traffic to a release that served before, and records why.
 
     Repeated after a gateway that did not take it, it applies the route recorded then.
 
+    Args:
+        platform: where.
+        model: its name.
+        actor: who asks for it.
+        reason: why, for the record.
+        to: key or version of a release that served fully; None for the one that is warm.
+        on_step: told in a few words what is being waited for.
+
     Raises:
-        LifecycleOrderError: no earlier release is warm, or its slot does not serve it.
+        LifecycleOrderError: no earlier release is warm, or its slot does not serve it; or
+            `to` never served fully, serves already, or was deprecated.
         GateRefusedError: the earlier release never served fully.
+        ApprovalError: it was taken off or rejected since.
         RefConflictError: somebody else changed the route meanwhile.
+        SlotError, ArtifactCorruptError: it could not be loaded again.
         GatewayError: the gateway did not take it.
     """
     detected = datetime.now(UTC)
     route = serving_route(platform, model)
-    changed = take_back(platform, route, actor, reason)
-    if changed != route and route.serving is not None:
+    changed = take_back(platform, route, actor, reason, to, on_step)
+    acknowledged = datetime.now(UTC)
+    if changed != route:
+        bad = taken_off(route, changed)
         report_incident(
-            platform.store,
+            platform.evidence,
             Incident(
                 model=model,
-                release=route.serving.release,
+                release="nothing" if bad is None else bad.release,
                 what=reason,
                 action=f"rolled back to {changed.serving.release}" if changed.serving else None,
                 actor=actor,
                 detected=detected,
-                answered=datetime.now(UTC),
+                decided=changed.time,
+                restored=acknowledged,
+                answered=acknowledged,
             ),
         )
-    return changed
+    return Rollback(changed, acknowledged)
 
 
 def serving_route(platform: Platform, model: str) -> Route:
@@ -68,39 +144,128 @@ def serving_route(platform: Platform, model: str) -> Route:
     return route
 
 
-def take_back(platform: Platform, route: Route, actor: str, reason: str) -> Route:
-    """Undoes a route, and records nothing but the route that follows it.
+def plan(platform: Platform, route: Route, to: str | None = None) -> Plan:
+    """What a rollback of this route does, once everything was checked that forbids it.
+
+    Raises:
+        LifecycleOrderError, GateRefusedError, ApprovalError: as `roll_back`.
+    """
+    previous = way_back(platform.routes, route)
+    if to is None:
+        if previous is None:
+            raise nothing_warm(route)
+        good = deployment_of(previous)
+    else:
+        good = _named(platform.routes, route, to)
+    check_may_return(platform, good)
+    busy = [target for target in route.targets if target.weight and deployment_of(target) != good]
+    if not busy:
+        raise LifecycleOrderError(
+            f"{good.release} serves {route.model} already",
+            expected="a release that served before",
+            found=f"generation {route.generation}, which gives it all traffic",
+            cure=f"choose another one: `llmops route {route.model}` lists them",
+        )
+    warm = previous is not None and deployment_of(previous) == good
+    if previous is not None and warm:
+        check_warm(platform.slots, route, previous)
+    candidate = None if warm else platform.columns.find(good.release, "production_candidate")
+    seconds = None if candidate is None else candidate.facts.get("load_seconds")
+    return Plan(
+        route=route,
+        taken_off=max(busy, key=lambda target: target.weight),
+        to=good,
+        warm=warm,
+        load_seconds=None if seconds is None else float(seconds),
+    )
+
+
+def take_back(
+    platform: Platform,
+    route: Route,
+    actor: str,
+    reason: str,
+    to: str | None = None,
+    on_step: OnStep = lambda step: None,
+) -> Route:
+    """Undoes a route, and revokes what it takes off. The caller records the incident.
 
     Returns:
         The new route; the same one where it was only applied to a gateway that lagged behind.
 
     Raises:
-        LifecycleOrderError, GateRefusedError, RefConflictError, GatewayError: as `roll_back`.
+        LifecycleOrderError, GateRefusedError, ApprovalError, RefConflictError, SlotError,
+        ArtifactCorruptError, GatewayError: as `roll_back`.
     """
     current, _ = platform.routes.current(route.environment, route.model)
     if current != route:
-        raise RefConflictError(
-            f"Somebody else changed the {route.environment} route of {route.model}",
-            expected=f"generation {route.generation}",
-            found=f"generation {current.generation}" if current else "no route",
-            cure="look at the route as it is now and decide anew",
-        )
-    previous = warm(route)
-    if previous is None and enforce(platform, route):
+        raise _conflict(route, current)
+    if to is None and way_back(platform.routes, route) is None and enforce(platform, route):
         return route
-    if previous is not None:
-        require(
-            platform.store,
-            [CANARY],
-            Circumstances(
-                previous.release,
-                platform.spec(previous.release),
-                # The canary has no floor, and a broken policy file must not stop a rollback.
-                Policy(),
-                {"packaged_model": previous.package},
-            ),
+    planned = plan(platform, route, to)
+    # First: killed in between, a release that is to go must not be deployed again as approved.
+    bad = planned.taken_off
+    revoke(platform, bad.release, actor, reason, bad.package)
+    if planned.warm:
+        return move_back(platform.routes, platform.slots, route, actor, reason)
+    return _redeploy(platform, planned, actor, reason, on_step)
+
+
+def check_may_return(platform: Platform, deployment: Deployment) -> None:
+    """Checks that a release served fully with these bytes, and that nobody took it out since.
+
+    Raises:
+        GateRefusedError: its canary did not pass with these bytes.
+        ApprovalError: it was taken off or rejected since.
+        LifecycleOrderError: it was deprecated.
+    """
+    release = deployment.release
+    if platform.columns.find(release, "deprecated_version") is not None:
+        raise LifecycleOrderError(
+            f"{release} is deprecated and takes no traffic any more",
+            expected="a release that was not deprecated",
+            cure="choose another one, or make a new release of the same spec",
         )
-    return move_back(platform.routes, platform.slots, route, actor, reason)
+    require(
+        platform.evidence,
+        [CANARY],
+        Circumstances(
+            release,
+            platform.spec(release),
+            # The canary has no floor, and a broken policy file must not stop a rollback.
+            Policy(),
+            {"packaged_model": deployment.package},
+        ),
+    )
+    check_not_revoked(platform.evidence, release)
+
+
+def services(routes: Routes, environment: Environment, model: str) -> list[Service]:
+    """Which releases had all the traffic, and when, newest first; each once for each time.
+
+    Raises:
+        EvidenceError: the history is not what it was.
+    """
+    found: list[Service] = []
+    until: datetime | None = None
+    for _, route in routes.history(environment, model):
+        full = route.serving
+        if full is not None and full.weight == 100:
+            deployment = deployment_of(full)
+            if found and found[-1].deployment == deployment and found[-1].since == until:
+                # Only what was warm beside it changed.
+                found[-1] = Service(deployment, route.time, found[-1].until)
+            else:
+                found.append(Service(deployment, route.time, until))
+        until = route.time
+    return found
+
+
+def taken_off(before: Route, after: Route) -> RouteTarget | None:
+    """What lost its traffic between two routes; of several, what had most."""
+    kept = {deployment_of(target) for target in after.targets if target.weight > 0}
+    lost = [t for t in before.targets if t.weight > 0 and deployment_of(t) not in kept]
+    return max(lost, key=lambda target: target.weight, default=None)
 
 
 def enforce(platform: Platform, route: Route) -> bool:
@@ -159,3 +324,85 @@ def verify(platform: Platform, route: Route) -> None:
             found=judged.reason,
             cure="promote a release that serves well: `llmops promote RELEASE`",
         )
+
+
+def _named(routes: Routes, route: Route, name: str) -> Deployment:
+    """The deployment that a key or a version means, among those that had all the traffic.
+
+    Raises:
+        LifecycleOrderError: none of them is meant.
+    """
+    served = services(routes, route.environment, route.model)
+    version = name.removeprefix("v")
+    for service in served:
+        deployment = service.deployment
+        if name == deployment.release or version == str(deployment.version):
+            return deployment
+    known = dict.fromkeys(
+        f"{s.deployment.release} (version {s.deployment.version})" for s in served
+    )
+    raise LifecycleOrderError(
+        f"{name} never had all of the traffic of {route.model}",
+        expected="key or version of a release that served fully before",
+        found=", ".join(known) or "none that did",
+        cure=f"choose one of these, or put {name} through its gates: `llmops promote RELEASE`",
+    )
+
+
+def _redeploy(platform: Platform, planned: Plan, actor: str, reason: str, on_step: OnStep) -> Route:
+    """Loads a release into the idle slot, asks it what is known, and gives it all traffic.
+
+    Raises:
+        SlotError: it does not load, or does not answer as it should; nothing has moved.
+        ArtifactCorruptError: its bytes are not what was signed.
+        RefConflictError: somebody else changed the route meanwhile.
+        GatewayError: the gateway did not take the change.
+    """
+    route, deployment = planned.route, planned.to
+    usual = (
+        "" if planned.load_seconds is None else f"; the last time took {planned.load_seconds:.0f} s"
+    )
+    on_step(f"{deployment.release} is not warm: loading it from the store{usual}")
+    package, directory = platform.store.open(deployment.package)
+    description = read_package(directory)
+    slot, endpoint = load(
+        platform.slots, platform.routes, route.environment, route.model, package, description,
+        deployment, actor,
+    )  # fmt: skip
+    on_step("asking it the known questions")
+    spec = platform.spec(deployment.release)
+    timeout_seconds = platform.settings.http_timeout_seconds
+    answers = ask_known(spec, endpoint, description.asked, timeout_seconds)
+    toolchain = toolchain_for(spec.engine, platform.settings)
+    problem = server_problem(toolchain, directory, endpoint, timeout_seconds)
+    judged = judge_smoke(answers, spec.gates.smoke, deployment.version, problem)
+    if not judged.passed:
+        raise SlotError(
+            f"{deployment.release} does not answer well any more; the traffic stays where it is",
+            expected="the known answers",
+            found=judged.reason,
+            cure=f"read the log of {slot}: `llmops logs`; choose another release",
+        )
+    # To make room, what was warm in the slot left the route, and nothing else may have changed.
+    current, digest = platform.routes.current(route.environment, route.model)
+    if current is None or _busy(current) != _busy(route):
+        raise _conflict(route, current)
+    target = target_of(slot.colour, deployment, endpoint, 100)
+    return platform.routes.change(
+        route.environment, route.model, (target,), actor=actor, reason=reason, expected=digest
+    )
+
+
+def _busy(route: Route) -> list[RouteTarget]:
+    return [target for target in route.targets if target.weight > 0]
+
+
+def _conflict(expected: Route, found: Route | None) -> RefConflictError:
+    return RefConflictError(
+        f"Somebody else changed the {expected.environment} route of {expected.model}",
+        expected=f"generation {expected.generation}",
+        found="no route"
+        if found is None
+        else f"generation {found.generation} by {found.actor} ({found.reason})",
+        cure="look at the route as it is now and decide anew",
+    )

@@ -83,7 +83,7 @@ def archive(
         platform.settings.cold,
         release,
         {asset: handle for asset, handle in column.items() if asset not in AFTERWARDS},
-        audit(platform.columns, platform.routes, release).model_dump(mode="json"),
+        audit(platform, release).model_dump(mode="json", exclude={"made"}),
         deprecated_version.result.finished + keep,
     )
     action = Action(

@@ -1,8 +1,8 @@
-"""Routes: which slots get a model's traffic, as a chain of immutable records.
+"""Routes: which slots get a model's traffic, as a chain of signed statements.
 
-A route is one versioned object per model and environment. It changes only by
-compare-and-set in the store, and is then applied to the gateway; whoever finds that
-the gateway runs behind the store applies it again.
+A route is one versioned object per model and environment: the last entry of its chain in
+the evidence log. It changes only by an append that names the entry before, and is then
+applied to the gateway; whoever finds that the gateway runs behind the log applies it again.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from llmops_assets.errors import ArtifactCorruptError, RefConflictError, StoreError
+from llmops_assets.errors import EvidenceError, RefConflictError
+from llmops_assets.evidence import attest
+from llmops_assets.evidence.leaves import Entry, release_chain, route_chain
+from llmops_assets.evidence.log import Attestation, EvidenceLog
 from llmops_assets.serving.slots import Colour, Environment
-from llmops_assets.storage.store import Store, canonical_json, digest_of
 
 if TYPE_CHECKING:
     from llmops_assets.serving.gateway import Gateway
@@ -52,7 +54,9 @@ class Route(BaseModel):
     actor: str = Field(description="Who or what made the change.")
     reason: str
     time: datetime
-    predecessor: str | None = Field(description="Digest of the route before this one.")
+    predecessor: str | None = Field(
+        description="Digest of the entry of the evidence log with the route before this one."
+    )
 
     @model_validator(mode="after")
     def _weights_add_up(self) -> Route:
@@ -68,32 +72,84 @@ class Route(BaseModel):
         return best if best is not None and best.weight > 0 else None
 
 
-class Routes:
-    """Reads and changes routes: recorded in the store first, then applied to the gateway.
+class ServedTarget(BaseModel):
+    """A slot that the gateway sends calls to."""
 
-    Safe with several processes at once. The store decides; the gateway follows.
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    colour: Colour
+    weight: int
+    package: str
+    release: str
+    version: int
+    host: str
+    http_port: int
+
+    def __str__(self) -> str:
+        return f"{self.weight} % {self.release} in {self.colour} at {self.host}:{self.http_port}"
+
+
+class ServedRoute(BaseModel):
+    """What the gateway does with a model's calls, as it says itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    generation: int
+    targets: frozenset[ServedTarget]
+
+    @classmethod
+    def of(cls, route: Route) -> ServedRoute:
+        """What the gateway does once it uses a route."""
+        fields = set(ServedTarget.model_fields)
+        return cls(
+            generation=route.generation,
+            targets=frozenset(
+                ServedTarget.model_validate(target.model_dump(include=fields))
+                for target in route.targets
+            ),
+        )
+
+    def __str__(self) -> str:
+        targets = sorted(self.targets, key=lambda target: (-target.weight, target.colour))
+        return f"generation {self.generation}, {'; '.join(map(str, targets)) or 'no traffic'}"
+
+
+class Routes:
+    """Reads and changes routes: attested first, then applied to the gateway.
+
+    Safe with several processes at once. The evidence decides; the gateway follows.
     """
 
-    def __init__(self, store: Store, gateway: Gateway) -> None:
-        self._store = store
+    def __init__(self, evidence: EvidenceLog, gateway: Gateway) -> None:
+        self._evidence = evidence
         self._gateway = gateway
 
     def current(self, environment: Environment, model: str) -> tuple[Route | None, str | None]:
-        """The recorded route and its digest; (None, None) for a model never routed.
+        """The recorded route and its entry's digest; (None, None) for a model never routed.
 
         Raises:
-            ArtifactCorruptError: the record is damaged.
+            EvidenceError: the record is missing, changed, or not signed by a trusted key.
         """
-        digest = self._store.resolve(_name(environment, model))
-        return (self._read(digest), digest) if digest is not None else (None, None)
+        return self.at(environment, model, None)
+
+    def at(
+        self, environment: Environment, model: str, time: datetime | None
+    ) -> tuple[Route | None, str | None]:
+        """As `current`, as it was recorded at a time.
+
+        Raises:
+            EvidenceError: as `current`.
+        """
+        entry = self._evidence.newest(route_chain(environment, model), time)
+        return (None, None) if entry is None else (_read(entry), entry.digest)
 
     def all(self, environment: Environment) -> Mapping[str, Route]:
         """The recorded route of every model in an environment, by model.
 
         Raises:
-            ArtifactCorruptError: a record is damaged.
+            EvidenceError: as `current`.
         """
-        routes = (self._read(digest) for _, digest in self._store.refs(f"routes/{environment}"))
+        routes = (_read(entry) for entry in self._evidence.heads(f"routes/{environment}"))
         return {route.model: route for route in routes}
 
     def change(
@@ -118,8 +174,10 @@ class Routes:
 
         Raises:
             RefConflictError: somebody else changed the route since; nothing happened.
+            EvidenceError: the change cannot be signed, or the evidence is not what it was;
+                nothing happened.
             GatewayError: the gateway does not answer (nothing happened, unless it
-                stopped just now), or it refused the route (the store names the new
+                stopped just now), or it refused the route (the log has the new
                 route, the gateway keeps the old one: `applied` shows the gap).
         """
         # A gateway that is down is found before anything is recorded.
@@ -137,11 +195,14 @@ class Routes:
             time=datetime.now(UTC),
             predecessor=digest,
         )
-        name = _name(environment, model)
-        # A record whose compare-and-set loses stays in the log, on no chain.
-        entry = self._store.append(name, route.model_dump(mode="json"))
+        chain = route_chain(environment, model)
+        # Also of a release that the change takes off: it is about that one as well.
+        named = (*route.targets, *(() if predecessor is None else predecessor.targets))
+        chains = dict.fromkeys([chain, *(release_chain(target.release) for target in named)])
         try:
-            self._store.compare_and_set(name, digest, entry.digest)
+            self._evidence.append(
+                Attestation(attest.route_change(route), tuple(chains)), heads={chain: digest}
+            )
         except RefConflictError as error:
             winner, _ = self.current(environment, model)
             raise self._conflict(environment, model, expected, winner) from error
@@ -149,7 +210,7 @@ class Routes:
         return route
 
     def reconcile(self) -> None:
-        """Applies everything that the store says, to every environment.
+        """Applies everything that is recorded, to every environment.
 
         Raises:
             GatewayError: the gateway does not answer, or refused a route.
@@ -160,7 +221,7 @@ class Routes:
     def differences(self, environment: Environment) -> Mapping[str, tuple[int | None, int | None]]:
         """Models whose recorded and observed generation differ: (recorded, observed).
 
-        None stands for "no route". Empty means that the gateway does what the store says.
+        None stands for "no route". Empty means that the gateway does what is recorded.
 
         Raises:
             GatewayError: the gateway does not answer.
@@ -174,48 +235,34 @@ class Routes:
         }
 
     def history(self, environment: Environment, model: str) -> Iterator[tuple[str, Route]]:
-        """Every route the model had, newest first, with its digest.
-
-        Each record is checked against the digest that its successor (the ref, for the
-        newest) names, so that nobody can rewrite the past without being seen.
+        """Every route the model had, newest first, with its entry's digest.
 
         Raises:
-            ArtifactCorruptError: the chain is broken; the message names the record.
+            EvidenceError: one is missing, changed, not signed by a trusted key, or does not
+                follow the one before.
         """
-        digest = self._store.resolve(_name(environment, model))
+        chain = route_chain(environment, model)
         successor: Route | None = None
-        while digest is not None:
-            route = self._read(digest)
-            if (route.environment, route.model) != (environment, model):
-                raise _broken(
-                    digest, f"a route of {model} in {environment}", f"one of {route.model}"
+        for entry in self._evidence.entries(chain, newest_first=True):
+            route = _read(entry)
+            if successor is not None and (successor.predecessor, successor.generation - 1) != (
+                entry.digest,
+                route.generation,
+            ):
+                raise EvidenceError(
+                    f"The {environment} routes of {model} do not follow each other",
+                    expected=f"generation {successor.generation - 1}, {successor.predecessor}",
+                    found=f"generation {route.generation}, {entry.digest}",
+                    cure="treat the history as tampered with: this platform writes no such route",
                 )
-            if successor is not None and route.generation != successor.generation - 1:
-                raise _broken(digest, f"generation {successor.generation - 1}", route.generation)
-            if (route.predecessor is None) != (route.generation == 1):
-                raise _broken(digest, "a predecessor in all but generation 1", route.generation)
-            yield digest, route
-            successor, digest = route, route.predecessor
+            yield entry.digest, route
+            successor = route
 
     def _apply(self, environment: Environment) -> None:
-        # What the store says is read under the lock: of two changes at once, the one
+        # What is recorded is read under the lock: of two changes at once, the one
         # that applies last has seen both.
         with self._gateway.exclusive():
             self._gateway.apply(environment, self.all(environment))
-
-    def _read(self, digest: str) -> Route:
-        record = self._store.record(digest)
-        if (actual := digest_of(canonical_json(record))) != digest:
-            raise _broken(digest, digest, actual)
-        try:
-            return Route.model_validate(record)
-        except ValidationError as error:
-            raise StoreError(
-                f"The record {digest} is not a route",
-                expected="a record that this platform wrote",
-                found=error,
-                cure="restore the ref to the digest of a route, see the log of routes",
-            ) from error
 
     def _conflict(
         self, environment: Environment, model: str, expected: str | None, found: Route | None
@@ -231,15 +278,21 @@ class Routes:
         )
 
 
-def _name(environment: Environment, model: str) -> str:
-    """Of the ref that names the current route, and of the log of all of them."""
-    return f"routes/{environment}/{model}"
-
-
-def _broken(digest: str, expected: object, found: object) -> ArtifactCorruptError:
-    return ArtifactCorruptError(
-        f"The history of routes is broken at record {digest}",
-        expected=expected,
-        found=found,
-        cure="restore the record from a backup; until then treat the history as tampered with",
-    )
+def _read(entry: Entry) -> Route:
+    try:
+        route = Route.model_validate(entry.statement.predicate)
+    except ValidationError as error:
+        raise EvidenceError(
+            f"Entry {entry.sequence} of the evidence log is not a route",
+            expected="a route as this platform writes it",
+            found=error,
+            cure="read it with the version of the platform that wrote it",
+        ) from error
+    if route_chain(route.environment, route.model) not in entry.leaf.links:
+        raise EvidenceError(
+            f"Entry {entry.sequence} of the evidence log is on the chain of another route",
+            expected=route_chain(route.environment, route.model),
+            found=", ".join(entry.leaf.links),
+            cure="treat the history as tampered with: this platform writes no such entry",
+        )
+    return route

@@ -46,6 +46,7 @@ from llmops_assets.toolchains.base import VERSION_FOLDER
 SLOT_FILE = "slot.json"
 PACKAGE = "package"
 REPOSITORY = "repository"
+BYTECODE = "__pycache__"
 EXIT_REFUSED = 3
 """Exit code for bytes that were not signed; starting again would not help."""
 
@@ -179,8 +180,17 @@ def verify_signature(slot_directory: Path, slot: SlotFile, root: TrustRoot) -> N
     )
 
 
-def verify(slot_directory: Path, slot: SlotFile) -> None:
-    """Reads every byte of the slot's package and compares it with the manifest.
+def verify(
+    slot_directory: Path, slot: SlotFile, *, contents: bool = True, running: bool = False
+) -> None:
+    """Compares the slot's package with the manifest.
+
+    Args:
+        slot_directory: of the slot.
+        slot: what it holds.
+        contents: reads every byte; without, names and sizes alone are compared.
+        running: passes over what Python caches beside the code of a model in use. Each start
+            removes that.
 
     Raises:
         ArtifactCorruptError: naming everything that is missing, extra, a link or different.
@@ -201,13 +211,15 @@ def verify(slot_directory: Path, slot: SlotFile) -> None:
         for child in children:
             path = child.relative_to(root).as_posix()
             mode = child.lstat().st_mode
+            if running and child.name == BYTECODE and stat.S_ISDIR(mode):
+                continue
             if stat.S_ISDIR(mode) and path in folders:
                 queue.append(child)
             elif not stat.S_ISREG(mode) or path not in expected:
                 problems.append(f"{path} does not belong there")
             else:
                 seen.add(path)
-                problems += _differences(child, expected[path])
+                problems += _differences(child, expected[path], contents=contents)
     problems += [f"{path} is missing" for path in sorted(expected.keys() - seen)]
     if problems:
         raise ArtifactCorruptError(
@@ -301,10 +313,12 @@ def _write(path: Path, content: bytes) -> None:
     unfinished.rename(path)
 
 
-def _differences(path: Path, entry: FileEntry) -> list[str]:
+def _differences(path: Path, entry: FileEntry, *, contents: bool) -> list[str]:
     size = path.lstat().st_size
     if size != entry.size:
         return [f"{entry.path} has {size} bytes instead of {entry.size}"]
+    if not contents:
+        return []
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
             digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
@@ -319,7 +333,7 @@ def _remove_bytecode(repository: Path) -> None:
     Nothing stops the backend's Python from writing it, and it would be executed instead
     of the verified code.
     """
-    for folder in list(repository.rglob("__pycache__")):
+    for folder in list(repository.rglob(BYTECODE)):
         if not folder.is_symlink():
             shutil.rmtree(folder)
 

@@ -72,6 +72,16 @@ class SlotState:
     running: bool
 
 
+@dataclass(frozen=True)
+class SlotInspection:
+    """What a look into a slot found."""
+
+    version: int | None
+    """The version that its server says it has loaded; None where none answers."""
+    damage: str | None
+    """What is wrong with its bytes; None if nothing is, or if it is empty."""
+
+
 class Slots(Protocol):
     """Starts and stops slots. Every call may be repeated after a crash."""
 
@@ -98,6 +108,15 @@ class Slots(Protocol):
 
     def state(self, slot: Slot) -> SlotState:
         """What the slot holds now, and whether its server says that it is ready."""
+        ...
+
+    def inspect(self, slot: Slot, *, deep: bool = False) -> SlotInspection:
+        """Looks into a slot, without touching what serves.
+
+        Args:
+            slot: which one.
+            deep: read every byte; otherwise the signature and the files' names and sizes.
+        """
         ...
 
     def drain(self, slot: Slot) -> None:

@@ -80,7 +80,7 @@ def test_address_in_the_training_text_stops_the_training(
     assert not result.success
     assert materialized(result) == {*wanted}
     assert checked(result)["data_compliance"] is False
-    verdict = verdicts(rig.platform.store, RELEASE)["data_compliance"]
+    verdict = verdicts(rig.platform.evidence, RELEASE)["data_compliance"]
     assert "EMAIL_ADDRESS: 1 in the data, the first in row 2" in verdict.reason
     assert "jane" not in verdict.model_dump_json()
     published = rig.platform.column(RELEASE)["data_report"].result
@@ -134,7 +134,7 @@ def test_pickle_and_gpl_fail_both_gates(rig: Rig, instance: DagsterInstance) -> 
     assert not result.success
     assert materialized(result) == {"compliance_report"}
     assert checked(result) == {"package_safe": False, "compliance": False}
-    found = verdicts(rig.platform.store, RELEASE)
+    found = verdicts(rig.platform.evidence, RELEASE)
     assert "weights.txt: a pickle" in found["package_safe"].reason
     assert "GPL-3.0-only is not allowed" in found["compliance"].reason
     with pytest.raises(GateRefusedError, match="a pickle"):

@@ -58,6 +58,7 @@ def test_nothing_listens_beyond_loopback(settings: Settings, running: stack.Stac
     assert addresses == {"127.0.0.1"}
 
 
+@pytest.mark.integration
 def test_a_run_killed_with_everything_fails_and_frees_its_pool(
     settings: Settings, running: stack.StackInfo
 ) -> None:
@@ -76,6 +77,7 @@ def test_a_run_killed_with_everything_fails_and_frees_its_pool(
     client.wait(client.launch(seconds=0), "SUCCESS")
 
 
+@pytest.mark.integration
 def test_a_killed_code_server_comes_back_without_its_workers(
     settings: Settings, running: stack.StackInfo
 ) -> None:
@@ -95,6 +97,7 @@ def test_a_killed_code_server_comes_back_without_its_workers(
     client.wait(client.launch(seconds=0), "SUCCESS")
 
 
+@pytest.mark.integration
 def test_programs_of_a_killed_supervisor_are_replaced(
     settings: Settings, running: stack.StackInfo
 ) -> None:
@@ -140,6 +143,7 @@ def test_logs_of_one_program_and_following(settings: Settings, running: stack.St
     assert list(itertools.islice(lines, 2)) == ["rotated", "new"]
 
 
+@pytest.mark.integration
 def test_down_ends_runs_too_and_can_be_repeated(
     settings: Settings, running: stack.StackInfo
 ) -> None:
@@ -161,6 +165,7 @@ def test_down_ends_runs_too_and_can_be_repeated(
     assert client.places_taken() == 0
 
 
+@pytest.mark.integration
 def test_broken_definitions_are_named_and_the_stack_can_go_on(
     settings: Settings,
 ) -> None:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from llmops_assets.evidence.leaves import incident_chain
 from llmops_assets.operate import alerts
 from llmops_assets.operate.alertmanager import Alert
 from llmops_assets.operate.alerts import DAMPED, ENDED, close, handle, matching, mover, name_of
@@ -37,7 +38,7 @@ def current(rig: Rig) -> Route:
 
 
 def act(rig: Rig, about: Alert, rule: AlertRule) -> Incident:
-    return handle(rig.platform, IncidentBook(rig.platform.store), current(rig), about, rule)
+    return handle(rig.platform, IncidentBook(rig.platform.evidence), current(rig), about, rule)
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, ahead: timedelta) -> None:
@@ -107,9 +108,11 @@ def test_rollback_is_on_record_with_the_alert(rig: Rig) -> None:
     assert mover(current(rig)) == alert().id == incident.id
     assert (incident.release, incident.action) == ("parrot.v2", "rolled back to parrot.v1")
     assert incident.job == "rollback"
-    assert incident.detected == alert().starts_at
+    assert incident.began == alert().starts_at
+    assert incident.decided is not None and incident.restored is not None
+    assert incident.detected <= incident.decided <= incident.restored
     assert incident.answered is not None
-    assert incidents_of_model(rig.platform.store, MODEL) == [incident]
+    assert incidents_of_model(rig.platform.evidence, MODEL) == [incident]
 
 
 def test_rule_rests_after_it_acted_and_then_acts(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,10 +123,10 @@ def test_rule_rests_after_it_acted_and_then_acts(rig: Rig, monkeypatch: pytest.M
     rested = act(rig, again, SCALE)
     assert (rested.action, rested.job, rested.answered) == (DAMPED, None, None)
     assert act(rig, again, SCALE) == rested
-    assert len(list(rig.platform.store.log(f"incidents/{MODEL}"))) == 2
+    assert len(list(rig.platform.evidence.entries(incident_chain(MODEL)))) == 2
     set_clock(monkeypatch, timedelta(seconds=61))
     assert act(rig, again, SCALE).job == "scale"
-    assert len(incidents_of_model(rig.platform.store, MODEL)) == 2
+    assert len(incidents_of_model(rig.platform.evidence, MODEL)) == 2
 
 
 def test_another_rule_does_not_rest(rig: Rig) -> None:
@@ -150,11 +153,11 @@ def test_alert_that_was_only_out_of_sight_is_open_again(rig: Rig) -> None:
     deploy(rig, 1)
     told = act(rig, alert(severity="info"), NOTIFY)
     assert (told.job, told.answered) == ("observe", None)
-    close(IncidentBook(rig.platform.store), MODEL, alert().id)
-    (closed,) = incidents_of_model(rig.platform.store, MODEL)
+    close(IncidentBook(rig.platform.evidence), MODEL, alert().id)
+    (closed,) = incidents_of_model(rig.platform.evidence, MODEL)
     assert (closed.action, closed.answered is None) == (ENDED, False)
     assert act(rig, alert(severity="info"), NOTIFY) == told
-    assert incidents_of_model(rig.platform.store, MODEL) == [told]
+    assert incidents_of_model(rig.platform.evidence, MODEL) == [told]
 
 
 def test_closing_what_was_answered_changes_nothing(rig: Rig) -> None:
@@ -162,20 +165,26 @@ def test_closing_what_was_answered_changes_nothing(rig: Rig) -> None:
     deploy(rig, 1)
     deploy(rig, 2)
     done = act(rig, alert(), ROLL_BACK)
-    book = IncidentBook(rig.platform.store)
+    book = IncidentBook(rig.platform.evidence)
     close(book, MODEL, alert().id)
     close(book, MODEL, "unknown")
-    assert incidents_of_model(rig.platform.store, MODEL) == [done]
+    assert incidents_of_model(rig.platform.evidence, MODEL) == [done]
 
 
-def test_rollback_of_which_somebody_promoted_on_top_is_not_repeated(rig: Rig) -> None:
+def test_rollback_of_which_somebody_promoted_on_top_is_not_repeated(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The alert moved the route and its process died; then a person put on a new release."""
     deploy(rig, 1)
     deploy(rig, 2)
-    act(rig, alert(), ROLL_BACK)
-    lost = rig.platform.settings.store / "logs" / "incidents" / MODEL
-    for file in lost.iterdir():
-        file.unlink()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
+        dying.setattr("llmops_assets.operate.incidents.report_incident", killed)
+        act(rig, alert(), ROLL_BACK)
+    assert serving(rig) == 1
     deploy(rig, 3)
     incident = act(rig, alert(), ROLL_BACK)
     assert serving(rig) == 3

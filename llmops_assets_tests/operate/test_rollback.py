@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
+import dagster as dg
 import pytest
 from dagster import DagsterInstance, ExecuteInProcessResult
+from pydantic import BaseModel
 
 from llmops_assets.deploy.delivery import move
+from llmops_assets.deploy.revocation import last_revocation, revoke
 from llmops_assets.errors import (
+    ApprovalError,
     GateRefusedError,
     GatewayError,
     LifecycleOrderError,
+    LLMOpsError,
     RefConflictError,
+    SlotError,
 )
 from llmops_assets.evidence.gates import CANARY
-from llmops_assets.operate.incidents import incidents_of
-from llmops_assets.operate.rollback import moved_by, roll_back, take_back
+from llmops_assets.evidence.leaves import release_chain
+from llmops_assets.evidence.results import AttestedResults
+from llmops_assets.evidence.statements import REVOCATION
+from llmops_assets.operate.incidents import Incident, incidents_of, report_incident
+from llmops_assets.operate.rollback import moved_by, plan, roll_back, services, take_back
 from llmops_assets.serving.routes import Route
-from llmops_assets.serving.slots import Colour, Environment, Slot
+from llmops_assets.serving.slots import Colour, Deployment, Endpoint, Environment, Slot
+from llmops_assets.storage.columns import Action
+from llmops_assets.storage.store import Artifact
 
 from ..release_rig import FAILED, MODEL, PASSED, Rig, deploy, loaded, serving
 from ..test_reporting import Runs, description, failures
@@ -30,7 +44,7 @@ BLUE = Slot(Environment.PRODUCTION, MODEL, Colour.BLUE)
 
 
 def back(rig: Rig) -> Route:
-    return roll_back(rig.platform, MODEL, "sre", "wrong dates")
+    return roll_back(rig.platform, MODEL, "sre", "wrong dates").route
 
 
 def test_traffic_returns_and_the_incident_is_kept(rig: Rig) -> None:
@@ -40,12 +54,26 @@ def test_traffic_returns_and_the_incident_is_kept(rig: Rig) -> None:
     route = back(rig)
     assert serving(rig) == 1
     assert (route.actor, route.reason) == ("sre", "wrong dates")
-    (incident,) = incidents_of(rig.platform.store, MODEL, "parrot.v2").incidents
+    (incident,) = incidents_of(rig.platform.evidence, MODEL, "parrot.v2").incidents
     assert (incident.what, incident.actor) == ("wrong dates", "sre")
     assert incident.action == "rolled back to parrot.v1"
     assert incident.answered is not None
     assert incident.detected <= incident.answered
-    assert incidents_of(rig.platform.store, MODEL, "parrot.v1").incidents == ()
+    assert incidents_of(rig.platform.evidence, MODEL, "parrot.v1").incidents == ()
+
+
+def test_damaged_store_does_not_stop_it(rig: Rig) -> None:
+    """The bad release may be bad because of the disk; taking it off needs nothing of its own."""
+    deploy(rig, 1)
+    deploy(rig, 2)
+    package = rig.platform.columns.get("parrot.v2", "packaged_model").artifact
+    results = AttestedResults(rig.platform.evidence).results("parrot.v2").values()
+    for digest in (package, *results):
+        (rig.platform.settings.store / "blobs" / digest.replace(":", "/")).unlink()
+    back(rig)
+    assert serving(rig) == 1
+    (revoked,) = rig.platform.evidence.entries(release_chain("parrot.v2"), REVOCATION)
+    assert revoked.statement.subject[0].sha256 == package
 
 
 def test_second_rollback_does_not_lead_back_to_the_bad_release(rig: Rig) -> None:
@@ -184,7 +212,7 @@ def test_run_after_the_tick_moves_nothing_again(rig: Rig, instance: DagsterInsta
         assert result.success, failures(result)
         event = shown(result)
         assert (event["generation"], event["actor"]) == (3, "alert f00d@now")
-    assert incidents_of(rig.platform.store, MODEL, "parrot.v12").incidents == ()
+    assert incidents_of(rig.platform.evidence, MODEL, "parrot.v12").incidents == ()
 
 
 @pytest.mark.usefixtures("served_twice")
@@ -258,3 +286,227 @@ def test_moves_are_found_by_their_actor(rig: Rig) -> None:
     newest = deploy(rig, 2)
     assert moved_by(rig.platform.routes, MODEL, "ada") == newest
     assert moved_by(rig.platform.routes, MODEL, "alert f00d@now") is None
+
+
+GREEN = Slot(Environment.PRODUCTION, MODEL, Colour.GREEN)
+
+
+@pytest.fixture
+def evicted(rig: Rig, packages: None) -> None:
+    """Version 3 serves in blue, version 2 is warm in green, version 1 left its slot."""
+    for version in (1, 2, 3):
+        deploy(rig, version)
+
+
+def route_of(rig: Rig) -> Route:
+    route, _ = rig.platform.routes.current(Environment.PRODUCTION, MODEL)
+    assert route is not None
+    return route
+
+
+@pytest.mark.usefixtures("evicted")
+@pytest.mark.parametrize("name", ["parrot.v1", "1", "v1"])
+def test_evicted_release_is_loaded_from_the_store(rig: Rig, name: str) -> None:
+    """Slower, and said so; it is asked before anybody else asks it."""
+    steps: list[str] = []
+    done = roll_back(rig.platform, MODEL, "sre", "wrong dates", name, steps.append)
+    assert serving(rig) == 1
+    assert steps[0].startswith("parrot.v1 is not warm: loading it from the store")
+    assert {body["text_input"] for _, body in rig.platform.slots.requests(GREEN)} >= {"hello"}
+    # What was warm made room for it, and what is taken off left the route.
+    assert [target.release for target in done.route.targets] == ["parrot.v1"]
+    (incident,) = incidents_of(rig.platform.evidence, MODEL, "parrot.v3").incidents
+    assert incident.action == "rolled back to parrot.v1"
+    assert incident.restored == done.acknowledged
+
+
+@pytest.mark.usefixtures("evicted")
+def test_warm_release_by_its_name_is_not_loaded_again(rig: Rig) -> None:
+    """Naming it must not make it slow."""
+    calls = list(rig.platform.slots.calls)
+    assert plan(rig.platform, route_of(rig), "2").warm
+    roll_back(rig.platform, MODEL, "sre", "wrong dates", "parrot.v2")
+    assert serving(rig) == 2
+    assert rig.platform.slots.calls == calls
+
+
+@pytest.mark.usefixtures("evicted")
+def test_what_may_not_come_back(rig: Rig) -> None:
+    """By name as little as by being warm: each is refused with what to do, nothing moves."""
+    for name in ("parrot.v7", "7", "carrot.v1", ""):
+        with pytest.raises(LifecycleOrderError, match=r"never had all.*parrot\.v3 \(version 3\), "):
+            roll_back(rig.platform, MODEL, "sre", "wrong dates", name)
+    with pytest.raises(LifecycleOrderError, match=r"parrot\.v3 serves parrot already"):
+        roll_back(rig.platform, MODEL, "sre", "wrong dates", "parrot.v3")
+    rig.judge("parrot.v1", [CANARY], FAILED)
+    with pytest.raises(GateRefusedError, match="canary: failed"):
+        roll_back(rig.platform, MODEL, "sre", "wrong dates", "parrot.v1")
+    rig.judge("parrot.v1", [CANARY], PASSED)
+    revoke(rig.platform, "parrot.v1", "bob", "it lies")
+    with pytest.raises(ApprovalError, match="bob revoked it"):
+        roll_back(rig.platform, MODEL, "sre", "wrong dates", "parrot.v1")
+    action = Action("deprecated_version", "application/vnd.llmops.test")
+    document = Withdrawn(of="parrot.v2")
+    rig.platform.columns.record("parrot.v2", action, document, datetime.now(UTC))
+    for to in ("parrot.v2", None):
+        with pytest.raises(LifecycleOrderError, match="is deprecated"):
+            roll_back(rig.platform, MODEL, "sre", "wrong dates", to)
+    assert serving(rig) == 3
+    assert len(list(rig.platform.routes.history(Environment.PRODUCTION, MODEL))) == 4
+
+
+class Withdrawn(BaseModel):
+    """Stands for the document of an asset."""
+
+    of: str
+
+
+@pytest.mark.usefixtures("evicted")
+def test_reloaded_release_that_answers_badly_gets_no_traffic(rig: Rig) -> None:
+    """It served well once; its server may not be what it was."""
+    rig.platform.slots.answers["hello"] = "nothing"
+    with pytest.raises(SlotError, match=r"parrot\.v1 does not answer well any more"):
+        roll_back(rig.platform, MODEL, "sre", "wrong dates", "1")
+    assert serving(rig) == 3
+
+
+@pytest.mark.usefixtures("evicted")
+def test_route_that_moved_while_a_release_was_loaded(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading takes a while, in which somebody else may have put things right."""
+    start = rig.platform.slots.start
+
+    def slow(slot: Slot, package: Artifact, deployment: Deployment) -> Endpoint:
+        endpoint = start(slot, package, deployment)
+        route, digest = rig.platform.routes.current(Environment.PRODUCTION, MODEL)
+        assert route is not None
+        rig.platform.routes.change(
+            Environment.PRODUCTION, MODEL, (), actor="bob", reason="off", expected=digest
+        )
+        return endpoint
+
+    monkeypatch.setattr(rig.platform.slots, "start", slow)
+    with pytest.raises(RefConflictError, match=r"Somebody else changed.*by bob \(off\)"):
+        roll_back(rig.platform, MODEL, "sre", "wrong dates", "1")
+    assert serving(rig) is None
+
+
+@pytest.mark.usefixtures("evicted")
+def test_dry_run_makes_every_check_and_no_change(rig: Rig) -> None:
+    """It is asked by who is not sure, at a bad time."""
+    before = route_of(rig)
+    planned = plan(rig.platform, before)
+    assert (planned.to.release, planned.warm) == ("parrot.v2", True)
+    assert planned.taken_off.release == "parrot.v3"
+    planned = plan(rig.platform, before, "1")
+    assert (planned.to.release, planned.warm, planned.load_seconds) == ("parrot.v1", False, None)
+    rig.platform.slots.crash(GREEN)
+    with pytest.raises(LifecycleOrderError, match=r"not warm any more.*--to parrot\.v2"):
+        plan(rig.platform, before)
+    assert route_of(rig) == before
+    assert last_revocation(rig.platform.evidence, "parrot.v3") is None
+
+
+@pytest.mark.parametrize("share", [10, 90])
+def test_split_route_goes_back_to_what_had_it_all(rig: Rig, share: int) -> None:
+    """In a canary the new release is what is taken off, however much it has by then."""
+    deploy(rig, 1)
+    deploy(rig, 2)
+    rig.platform.routes.change(
+        Environment.PRODUCTION, MODEL,
+        [t for t in route_of(rig).targets if t.release == "parrot.v2"],
+        actor="ada", reason="v1 makes room",
+        expected=rig.platform.routes.current(Environment.PRODUCTION, MODEL)[1],
+    )  # fmt: skip
+    candidate = loaded(rig, 3).target.model_copy(update={"weight": share})
+    route, digest = rig.platform.routes.current(Environment.PRODUCTION, MODEL)
+    assert route is not None
+    stable = route.targets[0].model_copy(update={"weight": 100 - share})
+    rig.platform.routes.change(
+        Environment.PRODUCTION, MODEL, (stable, candidate), actor="ada", reason="canary",
+        expected=digest,
+    )  # fmt: skip
+    back(rig)
+    assert serving(rig) == 2
+    assert last_revocation(rig.platform.evidence, "parrot.v3") is not None
+    assert last_revocation(rig.platform.evidence, "parrot.v2") is None
+    (incident,) = incidents_of(rig.platform.evidence, MODEL, "parrot.v3").incidents
+    assert incident.action == "rolled back to parrot.v2"
+
+
+@pytest.mark.usefixtures("evicted")
+def test_of_two_at_once_one_wins(rig: Rig) -> None:
+    """Both saw the same route; the evidence's compare-and-set lets one of them move it."""
+    seen = route_of(rig)
+    barrier = threading.Barrier(2)
+
+    def one(actor: str) -> Route | LLMOpsError:
+        barrier.wait(10)
+        try:
+            return take_back(rig.platform, seen, actor, "wrong dates")
+        except LLMOpsError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as threads:
+        outcomes = list(threads.map(one, ("ada", "bob")))
+    (won,) = (outcome for outcome in outcomes if isinstance(outcome, Route))
+    (lost,) = (outcome for outcome in outcomes if isinstance(outcome, LLMOpsError))
+    assert isinstance(lost, RefConflictError)
+    assert f"by {won.actor}" in str(lost)
+    assert route_of(rig) == won
+    assert serving(rig) == 2
+
+
+@pytest.mark.usefixtures("evicted")
+def test_job_takes_the_name_as_well(rig: Rig, instance: DagsterInstance) -> None:
+    """One path: command, trigger and launchpad do the same."""
+    result = run_rollback(rig, instance, to="parrot.v1")
+    # The packages of this test have no more than delivery needs; the route has moved.
+    assert serving(rig) == 1
+    assert shown(result)["serving"] == "parrot.v1"
+
+
+def test_services_are_times_with_all_the_traffic(rig: Rig) -> None:
+    """What only made room is no new time, and a share is none at all."""
+    deploy(rig, 1)
+    deploy(rig, 2)
+    deploy(rig, 3)
+    back(rig)
+    found = services(rig.platform.routes, Environment.PRODUCTION, MODEL)
+    assert [service.deployment.version for service in found] == [2, 3, 2, 1]
+    assert found[0].until is None
+    assert [a.since for a in found[:-1]] == [b.until for b in found[1:]]
+
+
+def evaluation(result: ExecuteInProcessResult, name: str) -> dg.AssetCheckEvaluation:
+    (found,) = (e for e in result.get_asset_check_evaluations() if e.check_name == name)
+    return found
+
+
+@pytest.mark.usefixtures("served_twice")
+def test_observe_shows_drift_and_open_incidents(rig: Rig, instance: DagsterInstance) -> None:
+    """The run that looks at what serves also says what is not as it is recorded, and what is
+    still to be done."""
+    runs = Runs(rig, instance)
+    check = evaluation(runs.job("observe", "parrot.v12"), "recorded_is_observed")
+    assert check.passed, check.description
+    report_incident(
+        rig.platform.evidence,
+        Incident(
+            id="f00d@now", model=MODEL, release="parrot.v12", what="slow", action=None, actor=None,
+            detected=datetime.now(UTC), answered=None,
+        ),
+    )  # fmt: skip
+    rig.platform.slots.crash(BLUE)
+    result = runs.job("observe", "parrot.v12")
+    check = evaluation(result, "recorded_is_observed")
+    assert not check.passed
+    assert "production/parrot/blue: slot down" in str(check.description)
+    assert "To do: llmops up" in str(check.description)
+    # Clients are served; what is gone is the way back.
+    assert check.severity is dg.AssetCheckSeverity.WARN
+    table = check.metadata["open_incidents"]
+    assert isinstance(table, dg.TableMetadataValue)
+    assert [row.data["id"] for row in table.records] == ["f00d@now"]
+    assert not evaluation(result, "incidents_answered").passed

@@ -38,7 +38,7 @@ def cold(rig: Rig) -> Path:
 
 def archive(rig: Rig, cold: Path) -> ArchiveFile:
     platform = rig.platform
-    evidence = audit(platform.columns, platform.routes, RELEASE).model_dump(mode="json")
+    evidence = audit(platform, RELEASE).model_dump(mode="json", exclude={"made"})
     column = platform.column(RELEASE)
     return write_archive(platform.store, cold, RELEASE, column, evidence, KEEP)
 
@@ -85,10 +85,11 @@ def test_evidence_is_in_it(rig: Rig, cold: Path, tmp_path: Path) -> None:
     """An auditor asks years later who let it through."""
     restore(cold, archive(rig, cold), tmp_path / "restored")
     evidence = json.loads((tmp_path / "restored" / "evidence.json").read_text())
-    assert [verdict["gate"] for verdict in evidence["verdicts"]] == ["checkpoint_safe", "accuracy"]
-    (spec,), (checkpoint,) = (evidence["results"][a] for a in ("model_spec", "checkpoint"))
-    assert spec["facts"]["requested_by"] == "ada"
-    assert checkpoint["release"] == RELEASE
+    judged = [found["verdict"]["gate"] for found in evidence["gates"]]
+    assert judged == ["accuracy", "checkpoint_safe"]  # the newest first
+    assert evidence["identity"]["requested_by"] == "ada"
+    made = {step["asset"] for step in evidence["build"]["steps"]}
+    assert {"model_spec", "checkpoint", "packaged_model"} <= made
 
 
 def test_it_is_an_oci_layout_that_other_tools_read(rig: Rig, cold: Path) -> None:

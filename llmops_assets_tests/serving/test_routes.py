@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 import time
@@ -11,12 +12,15 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from llmops_assets.errors import ArtifactCorruptError, GatewayError, RefConflictError
+from llmops_assets.errors import EvidenceError, GatewayError, RefConflictError
+from llmops_assets.evidence import attest
+from llmops_assets.evidence.leaves import Entry, route_chain
+from llmops_assets.evidence.log import Attestation, EvidenceLog
 from llmops_assets.serving.gateway import EnvoyGateway
 from llmops_assets.serving.routes import Routes
 from llmops_assets.serving.slots import Colour, Environment
-from llmops_assets.storage.folder import FolderStore
 
+from ..evidence_rig import blob_of, open_evidence
 from .envoy_rig import Rig, Upstream, rig, upstream
 
 PRODUCTION = Environment.PRODUCTION
@@ -67,7 +71,7 @@ def test_changes_of_different_models_at_once_do_not_lose_each_other(
     def work(model: str) -> None:
         # As another process would: with its own view of store and gateway.
         gateway = EnvoyGateway(built.gateway.folder, timeout_seconds=30)
-        routes = Routes(FolderStore(built.store_folder), gateway)
+        routes = Routes(open_evidence(built.folder), gateway)
         try:
             for version in range(1, 6):
                 _, digest = routes.current(PRODUCTION, model)
@@ -97,14 +101,17 @@ def test_slow_change_does_not_apply_what_it_read_before_a_faster_one(
     """The interleaving that could lose a change, made certain: read, another applies, apply."""
     reading = threading.Event()
 
-    class SlowStore(FolderStore):
-        def refs(self, prefix: str) -> Iterator[tuple[str, str]]:
-            found = list(super().refs(prefix))
+    class SlowLog(EvidenceLog):
+        def heads(self, prefix: str) -> Iterator[Entry]:
+            found = list(super().heads(prefix))
             reading.set()
             time.sleep(1.0)
             return iter(found)
 
-    slow = Routes(SlowStore(built.store_folder), EnvoyGateway(built.gateway.folder))
+    log = open_evidence(built.folder)
+    slow = Routes(
+        SlowLog(log.store, log.index, log.signer, log.keys), EnvoyGateway(built.gateway.folder)
+    )
     thread = threading.Thread(
         target=lambda: slow.change(
             PRODUCTION,
@@ -130,7 +137,7 @@ def test_same_route_decided_by_many_at_once_is_won_by_one(built: Rig, blue: Upst
 
     def work() -> None:
         routes = Routes(
-            FolderStore(built.store_folder), EnvoyGateway(built.gateway.folder, timeout_seconds=30)
+            open_evidence(built.folder), EnvoyGateway(built.gateway.folder, timeout_seconds=30)
         )
         barrier.wait(timeout=10)
         try:
@@ -163,7 +170,7 @@ def test_nothing_is_recorded_while_the_gateway_is_down(tmp_path: Path, blue: Ups
     ):
         stopped.serve("m", blue.target(Colour.BLUE))
     assert stopped.routes.current(PRODUCTION, "m") == (None, None)
-    assert list(stopped.store.log("routes/production/m")) == []
+    assert list(stopped.evidence.entries(route_chain("production", "m"))) == []
 
 
 def test_history_tells_every_change_newest_first(built: Rig, blue: Upstream) -> None:
@@ -182,14 +189,13 @@ def test_changed_record_in_the_past_is_found(built: Rig, blue: Upstream) -> None
     """Who can write the store's files could otherwise put another name to a change."""
     for version in (1, 2, 3):
         built.serve("tampered", blue.target(Colour.BLUE, version=version))
-    (_, digest) = [digest for digest, _ in built.routes.history(PRODUCTION, "tampered")][:2]
-    blob = built.store_folder / "blobs" / "sha256" / digest.removeprefix("sha256:")
+    (*_, second, _) = built.evidence.entries(route_chain("production", "tampered"))
+    blob = blob_of(built.evidence, second.sequence)
     content = blob.read_bytes()
-    blob.chmod(0o644)
-    blob.write_bytes(content.replace(b'"actor":"test"', b'"actor":"else"'))
+    blob.write_bytes(content.replace(b'"ordinal":1', b'"ordinal":0'))
     chain = built.routes.history(PRODUCTION, "tampered")
     assert next(chain)[1].generation == 3
-    with pytest.raises(ArtifactCorruptError, match=digest):
+    with pytest.raises(EvidenceError, match=rf"entry {second.sequence}\b.*damaged"):
         next(chain)
     blob.write_bytes(content)
 
@@ -200,21 +206,22 @@ def test_changed_record_in_the_past_is_found(built: Rig, blue: Upstream) -> None
         pytest.param({"generation": 7}, id="generations left out"),
         pytest.param({"predecessor": None}, id="past cut off"),
         pytest.param({"model": "another"}, id="route of another model"),
+        pytest.param({"targets": "none"}, id="no route"),
     ],
 )
-def test_forged_record_with_a_right_digest_is_found(
+def test_route_that_does_not_fit_its_chain_is_found(
     tmp_path: Path, blue: Upstream, forged: dict[str, object]
 ) -> None:
-    """A record's own digest can be computed by anybody; the chain must fit as well."""
+    """A signature says who wrote it; that it follows the route before is checked as well."""
     with rig(tmp_path) as built:
-        for version in (1, 2, 3):
-            built.serve("m", blue.target(Colour.BLUE, version=version))
-        digests = [digest for digest, _ in built.routes.history(PRODUCTION, "m")]
-        fake = built.store.append("forgery", {**built.store.record(digests[1]), **forged})
-        newest = {**built.store.record(digests[0]), "predecessor": fake.digest}
-        head = built.store.append("forgery", newest)
-        built.store.compare_and_set("routes/production/m", digests[0], head.digest)
-        with pytest.raises(ArtifactCorruptError, match="broken"):
+        built.serve("m", blue.target(Colour.BLUE))
+        route, digest = built.routes.current(PRODUCTION, "m")
+        assert route is not None
+        following = route.model_copy(update={"generation": 2, "predecessor": digest})
+        statement = attest.route_change(following)
+        statement = statement.model_copy(update={"predicate": {**statement.predicate, **forged}})
+        built.evidence.append(Attestation(statement, [route_chain("production", "m")]))
+        with pytest.raises(EvidenceError):
             list(built.routes.history(PRODUCTION, "m"))
 
 
@@ -230,9 +237,10 @@ def test_weights_that_do_not_add_up_change_nothing(built: Rig, blue: Upstream) -
 def test_record_is_plain_json(built: Rig, blue: Upstream) -> None:
     """Evidence must be readable in ten years without this code."""
     built.serve("plain", blue.target(Colour.BLUE))
-    _, digest = built.routes.current(PRODUCTION, "plain")
-    assert digest is not None
-    record = json.loads(json.dumps(built.store.record(digest)))
+    entry = built.evidence.newest(route_chain("production", "plain"))
+    assert entry is not None
+    envelope = json.loads(blob_of(built.evidence, entry.sequence).read_bytes())["envelope"]
+    record = json.loads(base64.b64decode(envelope["payload"]))["predicate"]
     assert record["environment"] == "production"
     assert record["targets"][0]["colour"] == "blue"
     assert record["time"].endswith("Z")

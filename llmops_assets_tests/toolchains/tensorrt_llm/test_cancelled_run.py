@@ -15,6 +15,7 @@ import pytest
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.instance.ref import InstanceRef
 
+from llmops_assets.evidence.keys import create_keys
 from llmops_assets.settings import Settings
 from llmops_assets_tests.release_rig import PlatformOnDoubles
 
@@ -83,7 +84,9 @@ class Worker:
 def worker(tmp_path: Path) -> Iterator[Worker]:
     (tmp_path / "dagster").mkdir()
     root = tmp_path / "rig"
-    platform = PlatformOnDoubles(Settings(state=root / "state", models=root / "models"))
+    settings = Settings(state=root / "state", models=root / "models")
+    create_keys(settings.key_folder)
+    platform = PlatformOnDoubles(settings)
     process = subprocess.Popen(
         [sys.executable, "-c", WORKER, str(tmp_path), STAGE], cwd=REPOSITORY,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -200,7 +200,7 @@ def test_path_becomes_a_package(
         (column["engine_validation"].path / "benchmark.json").read_bytes()
     )
     assert [level.requests for level in measured.levels] == [100]
-    judged = verdicts(rig.platform.store, BY_HAND)
+    judged = verdicts(rig.platform.evidence, BY_HAND)
     for gate in ("weights_complete", "fits_target", "parity", "package_integrity", "package_safe"):
         assert judged[gate].passed, judged[gate].reason
     (bill,) = (path for path in column["compliance_report"].path.iterdir() if ".cdx" in path.name)
