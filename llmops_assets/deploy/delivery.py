@@ -163,7 +163,10 @@ def move(
         *(
             former.model_copy(update={"weight": 100 - weight})
             for former in (() if route is None else route.targets)
-            if former.weight > 0 and former.colour != loaded.colour
+            if former.weight > 0
+            and former.colour != loaded.colour
+            # Staging keeps nothing warm: its slot is stopped once the route has moved.
+            and loaded.environment is Environment.PRODUCTION
         ),
     )
     return routes.change(

@@ -7,6 +7,7 @@ when somebody takes entries out of the store or puts an older store in its place
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,11 @@ from llmops_assets.errors import EvidenceError
 from llmops_assets.evidence import merkle
 from llmops_assets.evidence.leaves import Leaf, Link
 
-BUSY_SECONDS = 120.0
-"""Longer than anybody's first reading of a large log."""
+logger = logging.getLogger(__name__)
+
+BUSY_SECONDS = 2.0
+"""Longer than a writer takes. Who waits in vain goes on with a copy."""
+CREATION_SECONDS = 30.0
 VERSION = 1
 """Of the schema; the file has it as SQLite's `user_version`."""
 SCHEMA = """
@@ -38,6 +42,10 @@ CREATE TABLE nodes (
 """
 
 
+class _BusyError(Exception):
+    """Another process writes, and does not come to an end."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where an entry is, and what its leaf must be."""
@@ -49,8 +57,14 @@ class Place:
 class View:
     """The index within one transaction."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, *, shared: bool = True) -> None:
+        """
+        Args:
+            connection: to the index.
+            shared: whether others see what is added; false for a copy.
+        """
         self._connection = connection
+        self.shared = shared
 
     @property
     def size(self) -> int:
@@ -210,10 +224,24 @@ class EvidenceIndex:
     def writing(self) -> Iterator[View]:
         """A view that may add, alone on this machine; what it adds counts if it ends well.
 
+        A process that is stopped while it writes must not stop all others, least of all a
+        rollback: who waits in vain gets a copy, of which nothing is kept. What keeps the
+        log whole is not the index but that entries are created at the next place only.
+
         Raises:
-            EvidenceError: the file cannot be used, or another process kept it for too long.
+            EvidenceError: the file cannot be used.
         """
-        with self._transaction("BEGIN IMMEDIATE") as view:
+        try:
+            with self._transaction("BEGIN IMMEDIATE") as view:
+                yield view
+            return
+        except _BusyError:
+            logger.warning(
+                "another process keeps the index of the evidence log; going on with a copy. "
+                "If it stays so, find it: `fuser %s`",
+                self.path,
+            )
+        with self._copied() as view:
             yield view
 
     @contextmanager
@@ -221,12 +249,25 @@ class EvidenceIndex:
         try:
             # A connection for each use: they can be shared neither by threads nor by forks.
             with closing(self._open()) as connection:
-                connection.execute(begin)
+                try:
+                    connection.execute(begin)
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+                        raise _BusyError from error
+                    raise
                 yield View(connection)
                 connection.execute("COMMIT")  # without it, closing takes everything back
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
-                raise self._busy() from error
+            raise self._unusable(error) from error
+
+    @contextmanager
+    def _copied(self) -> Iterator[View]:
+        try:
+            with closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
+                with closing(self._open()) as connection:
+                    connection.backup(copy)
+                yield View(copy, shared=False)
+        except sqlite3.Error as error:
             raise self._unusable(error) from error
 
     def _open(self) -> sqlite3.Connection:
@@ -253,7 +294,7 @@ class EvidenceIndex:
     def _create(self) -> None:
         """Makes an empty index beside, so that nobody sees half of one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_name(f"{self.path.name}.lock"), timeout=BUSY_SECONDS):
+        with FileLock(self.path.with_name(f"{self.path.name}.lock"), timeout=CREATION_SECONDS):
             if self.path.exists():
                 return  # another process was faster
             # Of an index that was deleted: SQLite would play it into the new one.
@@ -266,13 +307,6 @@ class EvidenceIndex:
                     connection.executescript(SCHEMA)
                     connection.execute(f"PRAGMA user_version = {VERSION}")
                 beside.rename(self.path)
-
-    def _busy(self) -> EvidenceError:
-        return EvidenceError(
-            f"Another process kept the index of the evidence log for {BUSY_SECONDS:.0f} s",
-            expected=f"{self.path} free for writing",
-            cure=f"find who has it: `fuser {self.path}`; end it if it hangs, then try again",
-        )
 
     def _unusable(self, found: object) -> EvidenceError:
         return EvidenceError(

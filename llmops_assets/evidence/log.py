@@ -12,7 +12,7 @@ stop the log from growing. The index beside the store notices both, see `index`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -151,7 +151,7 @@ class EvidenceLog:
         with self._caught_up() as view:
             size = view.size
         for start in range(sequence, size, PAGE):
-            with self.index.reading() as view:
+            with self._caught_up() as view:
                 places = view.between(start, min(start + PAGE, size))
             for place in places:
                 yield self._read(place, keys)
@@ -186,12 +186,12 @@ class EvidenceLog:
 
     def inclusion_proof(self, sequence: int, size: int) -> list[bytes]:
         """That an entry is among the first `size`; see `merkle.check_inclusion`."""
-        with self.index.reading() as view:
+        with self._caught_up() as view:
             return merkle.inclusion_proof(view.node, sequence, size)
 
     def consistency_proof(self, old: int, new: int) -> list[bytes]:
         """That the log only grew from one size to another; see `merkle.check_consistency`."""
-        with self.index.reading() as view:
+        with self._caught_up() as view:
             return merkle.consistency_proof(view.node, old, new)
 
     def verify(self, progress: Callable[[int, int], None] = lambda done, size: None) -> Checkpoint:
@@ -205,14 +205,15 @@ class EvidenceLog:
         """
         keys = self.keys()
         checkpoint = self.checkpoint()
-        with self.index.reading() as view:
+        with self._caught_up() as view:
             # What others append meanwhile is not in this view.
             for entry in islice(self.since(0), checkpoint.size):
                 _sealed(entry.record, view.root(entry.sequence + 1), keys)
                 progress(entry.sequence + 1, checkpoint.size)
         return checkpoint
 
-    def _caught_up(self) -> AbstractContextManager[View]:
+    @contextmanager
+    def _caught_up(self) -> Iterator[View]:
         """A view of the whole log as it is now."""
         with self.index.reading() as view:
             last = view.last
@@ -220,9 +221,13 @@ class EvidenceLog:
         if next(self._logged(0 if last is None else last.sequence + 1), None) is not None:
             with self.index.writing() as view:
                 self._catch_up(view)
+                if not view.shared:
+                    yield view
+                    return
         elif last is not None:
             self._record(last)  # still there, and no other in its place?
-        return self.index.reading()
+        with self.index.reading() as view:
+            yield view
 
     def _catch_up(self, view: View) -> None:
         """Adds to the index what others have appended.

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 from llmops_assets.errors import EvidenceError, LLMOpsError, RefConflictError
+from llmops_assets.evidence import index as index_module
 from llmops_assets.evidence import merkle
 from llmops_assets.evidence.checkpoint import Checkpoint, read_checkpoint
 from llmops_assets.evidence.index import EvidenceIndex
@@ -799,3 +800,20 @@ def test_errors_say_what_to_do(ten: EvidenceLog) -> None:
     with pytest.raises(LLMOpsError) as raised:
         ten.checkpoint()
     assert "restore" in raised.value.cure
+
+
+def test_writer_that_is_stopped_stops_nobody(
+    evidence: EvidenceLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A paused container or a debugger holds the index's lock for ever; routes must move."""
+    monkeypatch.setattr(index_module, "BUSY_SECONDS", 0.2)
+    evidence.append(said("before"))
+    with evidence.index.writing():
+        evidence.append(said("meanwhile"))
+        assert evidence.checkpoint().size == 2
+        assert [entry.sequence for entry in evidence.since(0)] == [0, 1]
+        evidence.append(said("again"))
+    assert evidence.checkpoint().size == 3
+    with evidence.index.reading() as view:
+        assert view.size == 3, "the index has caught up"
+    evidence.verify()
