@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,7 +43,11 @@ CREATE TABLE nodes (
 
 
 class _BusyError(Exception):
-    """Another process writes, and does not come to an end."""
+    """Another process has the index, and does not come to an end."""
+
+    def __init__(self, *, readable: bool) -> None:
+        super().__init__()
+        self.readable = readable
 
 
 @dataclass(frozen=True)
@@ -212,63 +216,87 @@ class EvidenceIndex:
 
     @contextmanager
     def reading(self) -> Iterator[View]:
-        """A view of what is in the index now.
+        """A view of what is in the index now; an empty copy if nobody can read it for now.
 
         Raises:
             EvidenceError: the file cannot be used.
         """
-        with self._transaction("BEGIN") as view:
+        with ExitStack() as stack:
+            try:
+                view = stack.enter_context(self._transaction("BEGIN"))
+            except _BusyError:
+                self._warn("making another from the log")
+                view = stack.enter_context(self._copied(readable=False))
             yield view
 
     @contextmanager
     def writing(self) -> Iterator[View]:
         """A view that may add, alone on this machine; what it adds counts if it ends well.
 
-        A process that is stopped while it writes must not stop all others, least of all a
-        rollback: who waits in vain gets a copy, of which nothing is kept. What keeps the
-        log whole is not the index but that entries are created at the next place only.
+        A process that is stopped while it has the index must not stop all others, least of
+        all a rollback: who waits in vain gets a copy, of which nothing is kept. What keeps
+        the log whole is not the index but that entries are created at the next place only.
 
         Raises:
             EvidenceError: the file cannot be used.
         """
-        try:
-            with self._transaction("BEGIN IMMEDIATE") as view:
-                yield view
-            return
-        except _BusyError:
-            logger.warning(
-                "another process keeps the index of the evidence log; going on with a copy. "
-                "If it stays so, find it: `fuser %s`",
-                self.path,
-            )
-        with self._copied() as view:
+        with ExitStack() as stack:
+            try:
+                view = stack.enter_context(self._transaction("BEGIN IMMEDIATE"))
+            except _BusyError as busy:
+                self._warn("going on with a copy")
+                view = stack.enter_context(self._copied(readable=busy.readable))
             yield view
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[View]:
         try:
             # A connection for each use: they can be shared neither by threads nor by forks.
-            with closing(self._open()) as connection:
-                try:
-                    connection.execute(begin)
-                except sqlite3.OperationalError as error:
-                    if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-                        raise _BusyError from error
-                    raise
+            with closing(self._begun(begin)) as connection:
                 yield View(connection)
                 connection.execute("COMMIT")  # without it, closing takes everything back
         except sqlite3.Error as error:
             raise self._unusable(error) from error
 
+    def _begun(self, begin: str) -> sqlite3.Connection:
+        """A connection in a transaction.
+
+        Raises:
+            _BusyError: another process keeps the index.
+        """
+        readable = False
+        try:
+            connection = self._open()
+            readable = True
+            connection.execute(begin)
+            # Only now SQLite holds on to what is read.
+            connection.execute("SELECT sequence FROM leaves LIMIT 1").fetchone()
+        except sqlite3.OperationalError as error:
+            if _is_busy(error):
+                raise _BusyError(readable=readable) from error
+            raise
+        return connection
+
     @contextmanager
-    def _copied(self) -> Iterator[View]:
+    def _copied(self, *, readable: bool) -> Iterator[View]:
         try:
             with closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
-                with closing(self._open()) as connection:
-                    connection.backup(copy)
+                if readable:
+                    with closing(self._open()) as connection:
+                        connection.backup(copy)
+                else:
+                    copy.executescript(SCHEMA)
                 yield View(copy, shared=False)
         except sqlite3.Error as error:
             raise self._unusable(error) from error
+
+    def _warn(self, what: str) -> None:
+        logger.warning(
+            "another process keeps the index of the evidence log; %s. If it stays so, find it: "
+            "`fuser %s`",
+            what,
+            self.path,
+        )
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -316,6 +344,16 @@ class EvidenceIndex:
             cure="check space and permissions; or move the file away, and it is made from the log "
             "again, but entries that were taken from the log's end before are not missed then",
         )
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    """Whether another process has what was asked for."""
+    return getattr(error, "sqlite_errorcode", None) in (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_BUSY_RECOVERY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PROTOCOL,
+    )
 
 
 def _text(time: datetime) -> str:

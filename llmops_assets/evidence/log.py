@@ -217,16 +217,23 @@ class EvidenceLog:
         """A view of the whole log as it is now."""
         with self.index.reading() as view:
             last = view.last
-        # Most of the time nobody has written, and nobody must wait for a writer.
-        if next(self._logged(0 if last is None else last.sequence + 1), None) is not None:
-            with self.index.writing() as view:
+            # Most of the time nobody has written, and nobody must wait for a writer.
+            news = next(self._logged(0 if last is None else last.sequence + 1), None) is not None
+            if not news and last is not None:
+                self._record(last)  # still there, and no other in its place?
+            if not view.shared:
                 self._catch_up(view)
-                if not view.shared:
-                    yield view
-                    return
-        elif last is not None:
-            self._record(last)  # still there, and no other in its place?
+            if not news or not view.shared:
+                yield view
+                return
+        with self.index.writing() as view:
+            self._catch_up(view)
+            if not view.shared:
+                yield view
+                return
         with self.index.reading() as view:
+            if not view.shared:
+                self._catch_up(view)
             yield view
 
     def _catch_up(self, view: View) -> None:

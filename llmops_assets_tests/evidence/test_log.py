@@ -817,3 +817,42 @@ def test_writer_that_is_stopped_stops_nobody(
     with evidence.index.reading() as view:
         assert view.size == 3, "the index has caught up"
     evidence.verify()
+
+
+def _append_on_and_on(folder: Path) -> None:
+    evidence = open_evidence(folder)
+    while True:
+        evidence.append(said("again"))
+
+
+@pytest.mark.timeout(120)
+def test_writer_that_is_stopped_anywhere_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the middle of what SQLite does when a file is opened, committed or closed."""
+    monkeypatch.setattr(index_module, "BUSY_SECONDS", 0.3)
+    evidence = open_evidence(tmp_path)
+    evidence.append(said("first"))
+    worker = multiprocessing.get_context("spawn").Process(
+        target=_append_on_and_on, args=(tmp_path,), daemon=True
+    )
+    worker.start()
+    assert worker.pid is not None
+    chance, slowest = random.Random(7), 0.0
+    try:
+        while evidence.checkpoint().size < 5:
+            time.sleep(0.05)
+        for _ in range(15):
+            time.sleep(chance.uniform(0.001, 0.02))
+            os.kill(worker.pid, signal.SIGSTOP)
+            start = time.monotonic()
+            (mine,) = evidence.append(said("while it stands still"))
+            assert evidence.checkpoint().size == mine.sequence + 1
+            slowest = max(slowest, time.monotonic() - start)
+            os.kill(worker.pid, signal.SIGCONT)
+    finally:
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join(10)
+    print(f"slowest beside a stopped writer: {slowest:.2f} s")
+    assert slowest < 30
+    check_whole(evidence)
