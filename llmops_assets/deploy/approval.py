@@ -21,7 +21,7 @@ from llmops_assets.deploy.accepted_approvers import (
 )
 from llmops_assets.deploy.approvers import Approver, ApproverKey, same_person
 from llmops_assets.deploy.examination import Examination, examine
-from llmops_assets.deploy.revocation import last_revocation, revocation_of
+from llmops_assets.deploy.revocation import last_revocation, revocation_of, revoke
 from llmops_assets.deploy.signed_decision import (
     Choice,
     SignedDecision,
@@ -130,6 +130,9 @@ def record_approval(
 ) -> Entry:
     """Records a claimed decision. The trigger `approval` then promotes the release, if it counts.
 
+    A rejection revokes all approvals before it, unless there is a policy of approvers: beside
+    one it counts as little as an unsigned approval.
+
     Args:
         release: its key.
         approver: who decides.
@@ -163,10 +166,10 @@ def record_approval(
         package=package,
         time=datetime.now(UTC),
     )
-    (entry,) = platform.evidence.append(
-        Attestation(attest.decision(decided), (APPROVALS, release_chain(key)))
-    )
-    return entry
+    attestations = [Attestation(attest.decision(decided), (APPROVALS, release_chain(key)))]
+    if decision == "reject" and platform.settings.approvers_ref is None:
+        attestations.append(revocation_of(platform, key, approver, f"rejected: {reason}", package))
+    return platform.evidence.append(*attestations)[0]
 
 
 def sign_approval(
@@ -323,7 +326,7 @@ def verify(
     force = policy_in_force(platform)
     try:
         if force is not None:
-            if claim is not None and claim.evidence == "claimed" and claim.decision == "approve":
+            if claim is not None and claim.evidence == "claimed":
                 raise _unsigned(release, claim.approver, force)
             return _signed(platform, release, force, started_by)
         package = platform.columns.get(release, "packaged_model").artifact
@@ -388,6 +391,8 @@ def decide(platform: Platform, release: str, given: Given, started_by: str | Non
         )
     if given.decision == "approve":
         check_not_rejected(platform.evidence, release, package)
+    else:
+        revoke(platform, release, approver, f"rejected: {reason}", package)
     return Approval(
         approver=approver,
         decision="approve" if given.decision == "approve" else "reject",
@@ -434,8 +439,11 @@ def verify_document(platform: Platform, release: str, document: Approval) -> App
     return verify(platform, release, claim, started_by=document.started_by)
 
 
-def check_still_approved(platform: Platform, release: str) -> None:
+def check_still_approved(platform: Platform, release: str) -> Approval:
     """Checks, right before something is loaded or routed, that the approval still counts.
+
+    Returns:
+        What lets the release into production now.
 
     Raises:
         ApprovalError: it was revoked, expired, or counts no more for another reason.
@@ -452,7 +460,7 @@ def check_still_approved(platform: Platform, release: str) -> None:
             found=error,
             cure=f"materialize production_approval of {release} again",
         ) from error
-    verify_document(platform, release, document)
+    return verify_document(platform, release, document)
 
 
 def newest_decision(evidence: EvidenceLog, release: str) -> RecordedDecision | None:

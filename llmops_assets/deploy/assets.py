@@ -1,6 +1,7 @@
 """Deploy: a package to staging, through a human decision, to production."""
 
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -8,7 +9,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from llmops_assets.deploy import approval as approvals
-from llmops_assets.deploy.canary import Canary
+from llmops_assets.deploy.canary import LOOK_SECONDS, Canary, failed_or_passed
 from llmops_assets.deploy.delivery import (
     LoadedPackage,
     RouteMove,
@@ -20,10 +21,20 @@ from llmops_assets.deploy.delivery import (
     warm,
 )
 from llmops_assets.deploy.load import measure_latency
+from llmops_assets.deploy.revocation import Revoked, last_revocation
 from llmops_assets.deploy.rollout_chart import rollout_chart
 from llmops_assets.deploy.smoke import ask_known, judge_smoke, server_problem
 from llmops_assets.develop.registration import Registration
-from llmops_assets.errors import LifecycleOrderError, RefConflictError, SlotError
+from llmops_assets.errors import (
+    ApprovalError,
+    EvidenceError,
+    GateRefusedError,
+    GatewayError,
+    LifecycleOrderError,
+    LLMOpsError,
+    RefConflictError,
+    SlotError,
+)
 from llmops_assets.evidence.gates import APPROVED, BUILT, CANARY, PROVEN, STAGED
 from llmops_assets.evidence.latency import LatencySummary
 from llmops_assets.explained import explained
@@ -54,6 +65,8 @@ PLATFORM = ["team:platform"]
 STAGING_POOL = "deploy_staging"
 PRODUCTION_POOL = "deploy_production"
 """Pools of the steps that fill slots or move routes; one at a time in each environment."""
+BACK_OUT_SECONDS = 30.0
+"""How long a slot or the gateway may not answer before a release is taken off without it."""
 LOADED_MEDIA_TYPE = "application/vnd.llmops.deployment.v1"
 
 
@@ -217,12 +230,21 @@ def production_deployment(
         # move fail, and not the candidate replace what it was never compared with.
         model = Release.parse(release).model
         seen = platform.routes.current(Environment.PRODUCTION, model)
-        platform.admit(release, PROVEN, platform.column(release), Environment.PRODUCTION)
-        approvals.check_still_approved(platform, release)
+        revoked = last_revocation(platform.evidence, release)
         candidate = LoadedPackage.model_validate_json(production_candidate.document)
+        actor = f"run {context.run.run_id}"
+        try:
+            platform.admit(release, PROVEN, platform.column(release), Environment.PRODUCTION)
+            approved = approvals.check_still_approved(platform, release)
+        except (ApprovalError, GateRefusedError) as error:
+            # A rollout that was cut off left it a share, which nobody watches.
+            if (left := _share_beside(seen[0], candidate)) is not None:
+                reason = f"not admitted any more: {error}"
+                report_route(context, _back_out(platform, left, release, actor, reason))
+            raise
+        _check_not_failed_since(context, platform, candidate, approved.time, seen[0], actor)
         _still_there(platform, candidate, packaged_model.digest)
         contract = read_package(packaged_model.path).asked
-        actor = f"run {context.run.run_id}"
         canary = Canary(platform, candidate, contract, actor)
         try:
             outcome = canary.roll_out(seen, lambda route: report_route(context, route))
@@ -230,22 +252,33 @@ def production_deployment(
             # Without a verdict a release does not serve. One that served well before this
             # run is not to blame for what went wrong in it.
             if not canary.proven and (route := _still_ours(platform, canary, candidate, actor)):
-                _back_out(platform, route, release, actor, f"no verdict: {error}", started)
+                _back_out(platform, route, release, actor, f"no verdict: {error}")
             raise
+        detected = datetime.now(UTC)
         route, changed = outcome.route, None
-        if not outcome.passed:
+        not_taken: LLMOpsError | None = None
+        if outcome.stays:
+            reason = f"known questions failed: {outcome.reason}"
+            _report_open(platform, route, release, reason, detected)
+        elif not outcome.passed:
             # Before anything is written down: every request until then goes to a bad release.
             reason = f"canary failed: {outcome.reason}"
             try:
-                changed = _back_out(platform, route, release, actor, reason, started)
+                changed = _back_out(platform, route, release, actor, reason)
             except RefConflictError as error:
                 context.log.warning(f"the route is left as it is: {error}")
+            except (GatewayError, EvidenceError) as error:
+                # Raised once there is a verdict, which keeps it from being rolled out again.
+                not_taken = error
     judgement = canary.judgement(outcome)
     verdict = decide(context.run.run_id, platform, release, CANARY, lambda *_: judgement)
     yield check_result(CANARY, verdict, extra=_rollout_metadata(canary))
     if not verdict.passed:
         if changed is not None:
             report_route(context, changed)
+        if not_taken is not None:
+            with explained():
+                raise not_taken
         stop(context.instance, context.run.run_id, platform, release, [(CANARY, verdict)])
     previous = warm(route)
     action = Action(
@@ -267,6 +300,8 @@ def production_deployment(
         time=datetime.now(UTC),
     )
     with explained():
+        canary.check_undisturbed()
+        _check_not_revoked_since(platform, release, revoked)
         result = platform.columns.record(release, action, document, started)
         yield materialized(
             platform, result, {"gateway": dg.MetadataValue.url(platform.gateway_url)}
@@ -427,15 +462,83 @@ def _or_none(milliseconds: float | None) -> str:
     return "none" if milliseconds is None else f"{milliseconds:.0f}"
 
 
-def _back_out(
-    platform: Platform, route: Route, release: str, actor: str, reason: str, started: datetime
-) -> Route:
-    """Takes a release off the route again and records the incident."""
+def _share_beside(route: Route | None, candidate: LoadedPackage) -> Route | None:
+    """The route, if it gives the candidate a share beside another release."""
+    busy = [target for target in (() if route is None else route.targets) if target.weight > 0]
+    served = [deployment_of(target) for target in busy]
+    return route if len(busy) > 1 and candidate.deployment in served else None
+
+
+def _check_not_failed_since(
+    context: dg.AssetExecutionContext,
+    platform: Platform,
+    candidate: LoadedPackage,
+    approved: datetime,
+    route: Route | None,
+    actor: str,
+) -> None:
+    """Checks that the release did not fail its canary since it was approved.
+
+    One that did, and still has traffic, loses it first: the run that found out may not have
+    reached the gateway.
+
+    Raises:
+        GateRefusedError: it did.
+        RefConflictError, GatewayError, EvidenceError: it could not be taken off.
+    """
+    release = candidate.deployment.release
+    judged = failed_or_passed(platform, release)
+    if (
+        judged is None
+        or judged.passed
+        or judged.time < approved
+        or candidate.deployment.package not in judged.subjects.values()
+    ):
+        return
+    targets = () if route is None else route.targets
+    if route is not None and candidate.deployment in (
+        deployment_of(target) for target in targets if target.weight > 0
+    ):
+        reason = f"canary failed: {judged.reason}"
+        report_route(context, _back_out(platform, route, release, actor, reason))
+    else:
+        platform.routes.reconcile()
+    raise GateRefusedError(
+        f"{release} failed its canary, and nobody approved it since",
+        expected="an approval that was made after that",
+        found=f"failed at {judged.time:%F %T} UTC: {judged.reason}",
+        cure=f"find out why; then `llmops approve {release} --reason WHY`, or make a new release",
+    )
+
+
+def _check_not_revoked_since(platform: Platform, release: str, before: Revoked | None) -> None:
+    """
+    Raises:
+        RefConflictError: the release was revoked while it was rolled out.
+    """
+    revoked = last_revocation(platform.evidence, release)
+    if revoked is not None and revoked != before:
+        raise RefConflictError(
+            f"{release} was revoked while it was rolled out",
+            expected="no revocation since the run began",
+            found=revoked.words,
+            cure=f"if it still serves: `llmops rollback {Release.parse(release).model}`",
+        )
+
+
+def _back_out(platform: Platform, route: Route, release: str, actor: str, reason: str) -> Route:
+    """Takes a release off the route again and records the incident.
+
+    Raises:
+        RefConflictError: somebody changed the route since; theirs stands.
+        GatewayError, EvidenceError: it was not taken; the incident is recorded as open.
+    """
+    detected = datetime.now(UTC)
     try:
-        changed = move_back(platform.routes, platform.slots, route, actor, reason)
-    except LifecycleOrderError as error:
-        # Nothing answers in its place: no answer is better than a wrong one.
-        changed = take_off(platform.routes, route, actor, f"{reason} ({error.problem})")
+        changed = _without(platform, route, actor, reason)
+    except (GatewayError, EvidenceError):
+        _report_open(platform, route, release, reason, detected)
+        raise
     restored = datetime.now(UTC)
     serving = changed.serving
     report_incident(
@@ -448,10 +551,65 @@ def _back_out(
             if serving is not None
             else "the route was emptied, as nothing else could serve",
             actor=actor,
-            detected=started,
+            detected=detected,
             decided=changed.time,
             restored=restored,
             answered=restored,
         ),
     )
     return changed
+
+
+def _without(platform: Platform, route: Route, actor: str, reason: str) -> Route:
+    """The route with all traffic given back, or with none where nothing else can serve.
+
+    Raises:
+        RefConflictError, EvidenceError: as `move_back`.
+        GatewayError: the gateway did not take it for `BACK_OUT_SECONDS`.
+    """
+    late = time.monotonic() + BACK_OUT_SECONDS
+    alone: LLMOpsError | None = None
+    while True:
+        try:
+            current, _ = platform.routes.current(route.environment, route.model)
+            if (
+                current is not None
+                and current.actor == actor
+                and current.generation == route.generation + 1
+            ):
+                # Recorded by the try before, and refused by the gateway.
+                platform.routes.reconcile()
+                return current
+            if alone is not None:
+                # Nothing answers in its place: no answer is better than a wrong one.
+                return take_off(platform.routes, route, actor, f"{reason} ({alone.problem})")
+            return move_back(platform.routes, platform.slots, route, actor, reason)
+        except LifecycleOrderError as error:
+            alone = error
+            continue
+        except SlotError as error:
+            if time.monotonic() >= late:
+                alone = error
+                continue
+        except GatewayError:
+            if time.monotonic() >= late:
+                raise
+        time.sleep(LOOK_SECONDS)
+
+
+def _report_open(
+    platform: Platform, route: Route, release: str, what: str, detected: datetime
+) -> None:
+    """Records an incident that a person has to answer."""
+    report_incident(
+        platform.evidence,
+        Incident(
+            model=route.model,
+            release=release,
+            what=what,
+            action=None,
+            actor=None,
+            detected=detected,
+            answered=None,
+        ),
+    )

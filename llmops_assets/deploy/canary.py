@@ -15,18 +15,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Literal
 
 from llmops_assets.deploy import approval as approvals
 from llmops_assets.deploy.background import Background
-from llmops_assets.deploy.delivery import LoadedPackage, Seen, deployment_of, move
+from llmops_assets.deploy.delivery import LoadedPackage, Seen, deployment_of, move, warm
 from llmops_assets.deploy.smoke import Answer, ask_known, ask_one, judge_smoke
 from llmops_assets.deploy.stop_rule import Request, StopRule, Tally, Test, p95
-from llmops_assets.errors import RefConflictError
+from llmops_assets.errors import RefConflictError, TriggerError
 from llmops_assets.evidence.gates import CANARY
 from llmops_assets.evidence.statistics import Decision, Record
-from llmops_assets.evidence.verdicts import Finding, Judgement, verdicts
+from llmops_assets.evidence.verdicts import Finding, Judgement, Verdict, all_verdicts
 from llmops_assets.platform import Platform
 from llmops_assets.serving.access_log import Call, Position
 from llmops_assets.serving.metrics import ServiceSample
@@ -90,6 +90,8 @@ class Outcome:
     """To the known questions, asked as clients ask; none after an abort before the end."""
     smoke: Judgement | None = None
     """Of these answers."""
+    stays: bool = False
+    """Not passed, and yet no reason to take it off: it is proven, and nothing answered wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,7 @@ class Canary:
         ):
             for step in left:
                 # It may have been rejected or revoked while the step before it was watched.
-                approvals.check_still_approved(self._platform, self._release)
+                self._check_approved()
                 now = self._move(step.weight, moved)
                 if not self._watched(step):
                     now.end("time and requests")
@@ -230,7 +232,7 @@ class Canary:
         measured = {} if outcome.smoke is None else outcome.smoke.measured
         threshold = {} if outcome.smoke is None else outcome.smoke.threshold
         return Judgement(
-            decision=Decision.of(outcome.passed),
+            decision=Decision.UNDECIDED if outcome.stays else Decision.of(outcome.passed),
             measured={
                 **measured,
                 "steps": [step.model_dump(mode="json") for step in self.steps()],
@@ -268,9 +270,28 @@ class Canary:
         return [step for step in self._rollout.steps if step.weight >= weight]
 
     def _passed_before(self) -> bool:
-        judged = verdicts(self._platform.evidence, self._release).get(CANARY.name)
+        judged = failed_or_passed(self._platform, self._release)
         package = self._candidate.deployment.package
         return judged is not None and judged.passed and package in judged.subjects.values()
+
+    def _check_approved(self) -> None:
+        """
+        Raises:
+            ApprovalError, LifecycleOrderError, SpecError, EvidenceError: it is not.
+            TriggerError: nobody could say so for as long as git may take.
+        """
+        late = time.monotonic() + self._platform.settings.git_timeout_seconds
+        while True:
+            try:
+                approvals.check_still_approved(self._platform, self._release)
+            except TriggerError:
+                if time.monotonic() >= late:
+                    raise
+            else:
+                return
+            if self.route is not None:
+                self.check_undisturbed()
+            time.sleep(LOOK_SECONDS)
 
     def _remember(self) -> None:
         """The steps of a rollout that was cut off."""
@@ -296,7 +317,7 @@ class Canary:
         self.route = route
         self._seen = self._platform.routes.current(route.environment, route.model)
         step = self._steps.setdefault(route.generation, _Step(route, weight))
-        self._check_undisturbed()
+        self.check_undisturbed()
         moved(route)
         return step
 
@@ -313,22 +334,25 @@ class Canary:
         counters: Background[Sequence[ServiceSample]],
     ) -> str | None:
         """Waits until a step has had its time and requests; returns what speaks against it."""
-        baked = now.route.time + timedelta(seconds=duration_seconds(step.bake))
-        late = datetime.now(UTC) + timedelta(seconds=duration_seconds(self._rollout.longest))
+        # By the clock that nobody sets; the other one only says how long it was not watched.
+        entered = time.monotonic()
+        passed = max((datetime.now(UTC) - now.route.time).total_seconds(), 0.0)
+        baked = entered + duration_seconds(step.bake) - passed
+        late = entered + duration_seconds(self._rollout.longest)
         while True:
             self._look(now, probes.news(), counters.news())
             if (complaint := self._complaint()) is not None:
                 return complaint
             enough = now.requests >= self._rollout.minimum_requests
-            too_late = datetime.now(UTC) >= late
+            too_late = time.monotonic() >= late
             answered = self._all_answered(now)
             if too_late and not answered:
                 return f"not every known question was answered within {self._rollout.longest}"
-            if datetime.now(UTC) >= baked and answered and (enough or too_late):
+            if time.monotonic() >= baked and answered and (enough or too_late):
                 now.end("time and requests" if enough else "known questions alone")
                 return None
             time.sleep(LOOK_SECONDS)
-            self._check_undisturbed()
+            self.check_undisturbed()
 
     def _look(
         self,
@@ -398,7 +422,7 @@ class Canary:
                 continue
             now = Tally(failed, failed + succeeded)
             before = self._counters.get(sample.version, now)
-            if now.trials < before.trials:
+            if now.trials < before.trials or now.hits < before.hits:
                 before = Tally()  # the server was started anew
             self._counters[sample.version] = now
             new[sample.version] = Tally(now.hits - before.hits, now.trials - before.trials)
@@ -438,19 +462,20 @@ class Canary:
         """The last look, and the known questions asked as clients ask."""
         assert self.route is not None  # the last step moved it
         answers = self._ask_as_clients()
-        self._check_undisturbed()
+        self.check_undisturbed()
         self._read_log()
         if (complaint := self._complaint()) is not None:
             return self._aborted(f"with all of the traffic: {complaint}")
         smoke = judge_smoke(answers, self._spec.gates.smoke, self._candidate.deployment.version)
         if not smoke.passed:
-            return Outcome(self.route, False, smoke.reason, answers, smoke)
+            stays = self.proven and warm(self.route) is None and not self._wrong(answers)
+            return Outcome(self.route, False, smoke.reason, answers, smoke, stays)
         weights = ", ".join(f"{step.weight} %" for step in self._steps.values())
         asked = sum(served.candidate for served in self.served)
         reason = f"{weights} of the traffic, {asked} requests of clients, every objective kept. "
         return Outcome(self.route, True, reason + smoke.reason, answers, smoke)
 
-    def _check_undisturbed(self) -> None:
+    def check_undisturbed(self) -> None:
         """Checks that the route is still the one of this rollout.
 
         Raises:
@@ -500,6 +525,14 @@ class Canary:
             if all(answer.problem is None for answer in answers):
                 break
         return answers
+
+    def _wrong(self, answers: Sequence[Answer]) -> bool:
+        """Whether one is wrong, or another version's; late or none at all is neither."""
+        version = self._candidate.deployment.version
+        return any(
+            answer.problem is None and (answer.answer, answer.version) != (answer.expected, version)
+            for answer in answers
+        )
 
     def _all_answered(self, step: _Step) -> bool:
         """Whether the candidate has answered every known question in this step."""
@@ -553,6 +586,20 @@ class Canary:
             self._candidate.colour,
             self._candidate.deployment,
         )
+
+
+def failed_or_passed(platform: Platform, release: str) -> Verdict | None:
+    """The newest verdict of `canary` that decided; None where there is none.
+
+    Raises:
+        EvidenceError: it is missing, changed, or not signed by a trusted key.
+    """
+    decided = [
+        verdict
+        for verdict, _ in all_verdicts(platform.evidence, release)
+        if verdict.gate == CANARY.name and verdict.decision is not Decision.UNDECIDED
+    ]
+    return decided[-1] if decided else None
 
 
 def _words(test: Test) -> str:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict
 
 from llmops_assets.deploy.smoke import Answer
-from llmops_assets.errors import LifecycleOrderError
+from llmops_assets.errors import LifecycleOrderError, SlotError
 from llmops_assets.evidence.latency import LatencySummary
 from llmops_assets.serving.package_description import PackageDescription
 from llmops_assets.serving.routes import Route, Routes, RouteTarget
@@ -184,7 +184,8 @@ def move_back(routes: Routes, slots: Slots, route: Route, actor: str, reason: st
         route: the route that is to be undone.
 
     Raises:
-        LifecycleOrderError: nothing is warm, or its slot does not serve it any more.
+        LifecycleOrderError: nothing is warm, or its slot holds something else.
+        SlotError: its server does not answer now.
         RefConflictError: somebody changed the route since; theirs stands.
         GatewayError: the gateway did not take it.
     """
@@ -199,18 +200,28 @@ def move_back(routes: Routes, slots: Slots, route: Route, actor: str, reason: st
 def check_warm(slots: Slots, route: Route, previous: RouteTarget) -> None:
     """Checks that a slot on a route serves what the route says, so that traffic may go there.
 
+    A slot that has traffic already is not asked whether it answers: under load it may be late.
+
     Raises:
-        LifecycleOrderError: it does not.
+        LifecycleOrderError: it holds something else.
+        SlotError: its server does not answer, which may be over in a moment.
     """
     slot = Slot(route.environment, route.model, previous.colour)
     state = slots.state(slot)
-    if not state.running or state.deployment != deployment_of(previous):
+    if state.deployment != deployment_of(previous):
         raise LifecycleOrderError(
             f"{previous.release} is not warm any more",
             expected=f"slot {slot} serving {previous.release}",
-            found=state.deployment if state.running else "a slot that does not answer",
-            cure="load it again, which takes longer: "
-            f"`llmops rollback {route.model} --to {previous.release} --reason WHY`",
+            found=state.deployment or "an empty slot",
+            cure="choose a release that served before, which is loaded again: "
+            f"`llmops route {route.model}` lists them; or `llmops promote {previous.release}`",
+        )
+    if previous.weight == 0 and not state.running:
+        raise SlotError(
+            f"{previous.release} is on the route and does not answer",
+            expected=f"slot {slot} serving {previous.release}",
+            found="a server that is not ready",
+            cure="try again; `llmops up` starts a server that is gone, `llmops logs` tells why",
         )
 
 

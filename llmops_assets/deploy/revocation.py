@@ -11,7 +11,12 @@ from llmops_assets.errors import ApprovalError
 from llmops_assets.evidence import attest
 from llmops_assets.evidence.leaves import Entry, release_chain
 from llmops_assets.evidence.log import Attestation, EvidenceLog
-from llmops_assets.evidence.statements import LIFECYCLE_EVENT, REVOCATION
+from llmops_assets.evidence.statements import (
+    DECISION,
+    LIFECYCLE_EVENT,
+    REVOCATION,
+    ROUTE_CHANGE,
+)
 from llmops_assets.platform import Platform
 
 DEPLOYMENT = "production_deployment"
@@ -63,6 +68,23 @@ def revoke(
     """
     (entry,) = platform.evidence.append(revocation_of(platform, release, actor, reason, package))
     return entry
+
+
+def revoke_unless_revoked(
+    platform: Platform, release: str, actor: str, reason: str, package: str
+) -> None:
+    """As `revoke`, for who may have to try again: not while the last revocation stands alone.
+
+    It does until the release is decided about, comes a step further or is on a changed route.
+
+    Raises:
+        EvidenceError: the statement cannot be signed.
+    """
+    kinds = (REVOCATION, DECISION, LIFECYCLE_EVENT, ROUTE_CHANGE)
+    entries = platform.evidence.entries(release_chain(release), *kinds, newest_first=True)
+    newest = next(entries, None)
+    if newest is None or newest.statement.predicate_type != REVOCATION:
+        revoke(platform, release, actor, reason, package)
 
 
 def revocation_of(

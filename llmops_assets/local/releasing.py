@@ -69,7 +69,7 @@ class Recorded:
     digest: str
     """Of the record."""
     objection: str | None
-    """Why an approval does not count; None when it does."""
+    """Why the decision does not count; None when it does."""
 
 
 class Standing(StrEnum):
@@ -229,7 +229,8 @@ def record_decision(settings: Settings, release: str, decision: Decision) -> Rec
         package=decision.package,
     )
     objection = None
-    if decision.approve:
+    # Without a policy a rejection always counts.
+    if decision.approve or platform.settings.approvers_ref is not None:
         try:
             verify(platform, release, read_decision(entry))
         except ApprovalError as error:

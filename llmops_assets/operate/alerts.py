@@ -10,18 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
-from llmops_assets.errors import GateRefusedError, LifecycleOrderError
+from llmops_assets.deploy.delivery import way_back
+from llmops_assets.errors import (
+    ApprovalError,
+    ArtifactCorruptError,
+    GateRefusedError,
+    LifecycleOrderError,
+    SpecError,
+)
 from llmops_assets.operate.alertmanager import Alert
 from llmops_assets.operate.incidents import Incident, IncidentBook
-from llmops_assets.operate.rollback import enforce, moved_by, take_back, taken_off
+from llmops_assets.operate.rollback import ALERT, enforce, moved_by, take_back, taken_off
 from llmops_assets.platform import Platform
 from llmops_assets.serving.routes import Route
 from llmops_assets.serving.slots import Environment
 from llmops_assets.spec import AlertRule, canonical
 from llmops_assets.storage.store import canonical_json
 
-ACTOR = "alert "
-"""What the actor of a route begins with that an alert moved; its id follows."""
 DAMPED = "nothing: the rule acted a short time ago"
 ENDED = "nothing: the alert ended, or somebody silenced it"
 
@@ -35,7 +40,8 @@ def matching(alert: Alert, route: Route, rules: Iterable[AlertRule]) -> AlertRul
         return None
     if alert.labels.get("environment", str(route.environment)) != str(route.environment):
         return None
-    if alert.labels.get("release", route.serving.release) != route.serving.release:
+    serve = {target.release for target in route.targets if target.weight > 0}
+    if alert.labels.get("release", route.serving.release) not in serve:
         return None
     return next((rule for rule in rules if rule.match.items() <= alert.labels.items()), None)
 
@@ -47,7 +53,7 @@ def name_of(rule: AlertRule) -> str:
 
 def mover(route: Route) -> str | None:
     """Id of the alert that made a route; None where something else did."""
-    return route.actor.removeprefix(ACTOR) if route.actor.startswith(ACTOR) else None
+    return route.actor.removeprefix(ALERT) if route.actor.startswith(ALERT) else None
 
 
 def handle(
@@ -69,7 +75,7 @@ def handle(
         return book.report(known.model_copy(update={"action": None, "answered": None}))
     if known is not None and known.action != DAMPED:
         return known
-    moved = moved_by(platform.routes, route.model, ACTOR + alert.id)
+    moved = moved_by(platform.routes, route.model, ALERT + alert.id)
     if moved is not None:
         done = _rolled_back(platform, moved, alert.id, alert.summary)
         return book.report(done.model_copy(update=_of_alert(alert, rule)))
@@ -109,9 +115,20 @@ def close(book: IncidentBook, model: str, alert: str) -> None:
 
 def _roll_back(platform: Platform, route: Route, alert: Alert, rule: AlertRule) -> Incident:
     detected = datetime.now(UTC)
+    previous = way_back(platform.routes, route)
+    if previous is not None and previous.release == alert.labels.get("release"):
+        what = f"{alert.summary}; not rolled back: {previous.release} would get all traffic"
+        incident = _incident(route, alert, rule, what=what)
+        return incident.model_copy(update={"job": "observe"})
     try:
-        moved = take_back(platform, route, ACTOR + alert.id, alert.summary)
-    except (LifecycleOrderError, GateRefusedError) as error:
+        moved = take_back(platform, route, ALERT + alert.id, alert.summary)
+    except (
+        ApprovalError,
+        ArtifactCorruptError,
+        GateRefusedError,
+        LifecycleOrderError,
+        SpecError,
+    ) as error:
         # Asking again would change nothing: a person has to look.
         incident = _incident(route, alert, rule, what=f"{alert.summary}; not rolled back: {error}")
         return incident.model_copy(update={"job": "observe"})
@@ -146,10 +163,10 @@ def _incident(
         id=alert.id,
         rule=name_of(rule),
         model=route.model,
-        release=route.serving.release,
+        release=alert.labels.get("release", route.serving.release),
         what=what or alert.summary,
         action=action,
-        actor=ACTOR + alert.id,
+        actor=ALERT + alert.id,
         began=alert.starts_at,
         detected=datetime.now(UTC),
         answered=answered,

@@ -18,6 +18,8 @@ from llmops_assets.evidence.verdicts import Judgement
 
 OWN_ID = "incident-"
 """What the id of an incident begins with that came from no alert: model and number follow."""
+ROLLBACK_ID = "rollback-"
+"""The same of a rollback by a person: model and generation of the route follow."""
 
 
 class Note(BaseModel):
@@ -75,7 +77,7 @@ class Incident(BaseModel):
     @property
     def from_alert(self) -> bool:
         """Whether an alert reported it, and not a person or a deployment."""
-        return self.id is not None and not self.id.startswith(OWN_ID)
+        return self.id is not None and not self.id.startswith((OWN_ID, ROLLBACK_ID))
 
     @property
     def seconds_to_detect(self) -> float | None:

@@ -21,19 +21,38 @@ from llmops_assets.deploy.delivery import (
     target_of,
     way_back,
 )
-from llmops_assets.deploy.revocation import check_not_revoked, revoke
+from llmops_assets.deploy.revocation import (
+    check_not_revoked,
+    last_revocation,
+    revoke_unless_revoked,
+)
 from llmops_assets.deploy.smoke import ask_known, judge_smoke, server_problem
-from llmops_assets.errors import GatewayError, LifecycleOrderError, RefConflictError, SlotError
+from llmops_assets.errors import (
+    GateRefusedError,
+    GatewayError,
+    LifecycleOrderError,
+    RefConflictError,
+    SlotError,
+)
 from llmops_assets.evidence.gates import CANARY
-from llmops_assets.evidence.verdicts import Circumstances, require
-from llmops_assets.operate.incidents import Incident, report_incident
+from llmops_assets.evidence.leaves import release_chain
+from llmops_assets.evidence.results import AttestedResults
+from llmops_assets.evidence.statements import GATE_VERDICT
+from llmops_assets.evidence.statistics import Decision
+from llmops_assets.operate.incidents import (
+    ROLLBACK_ID,
+    Incident,
+    incidents_of_model,
+    report_incident,
+)
 from llmops_assets.platform import Platform
-from llmops_assets.policy import Policy
 from llmops_assets.serving.package_description import read_package
 from llmops_assets.serving.routes import Route, Routes, RouteTarget
-from llmops_assets.serving.slots import Deployment, Environment
+from llmops_assets.serving.slots import Colour, Deployment, Environment
 from llmops_assets.toolchains import toolchain_for
 
+ALERT = "alert "
+"""What the actor of a route begins with that an alert moved; its id follows."""
 LATEST_ROUTES = 50
 """Among so many an alert's own is looked for; it acts within seconds of its first sight."""
 
@@ -85,7 +104,8 @@ def roll_back(
 ) -> Rollback:
     """Gives production's traffic to a release that served before, and records why.
 
-    Repeated after a gateway that did not take it, it applies the route recorded then.
+    Repeated after a gateway that did not take it, or after it was killed, it applies the route
+    recorded then, and records the incident that is missing.
 
     Args:
         platform: where.
@@ -101,29 +121,19 @@ def roll_back(
         GateRefusedError: the earlier release never served fully.
         ApprovalError: it was taken off or rejected since.
         RefConflictError: somebody else changed the route meanwhile.
+        SlotError: the server of the warm one does not answer now.
         SlotError, ArtifactCorruptError: it could not be loaded again.
         GatewayError: the gateway did not take it.
     """
     detected = datetime.now(UTC)
     route = serving_route(platform, model)
+    if to is None and _finish(platform, route):
+        return Rollback(route, datetime.now(UTC))
     changed = take_back(platform, route, actor, reason, to, on_step)
     acknowledged = datetime.now(UTC)
     if changed != route:
-        bad = taken_off(route, changed)
-        report_incident(
-            platform.evidence,
-            Incident(
-                model=model,
-                release="nothing" if bad is None else bad.release,
-                what=reason,
-                action=f"rolled back to {changed.serving.release}" if changed.serving else None,
-                actor=actor,
-                detected=detected,
-                decided=changed.time,
-                restored=acknowledged,
-                answered=acknowledged,
-            ),
-        )
+        incident = _incident(changed, taken_off(route, changed), detected, acknowledged)
+        report_incident(platform.evidence, incident)
     return Rollback(changed, acknowledged)
 
 
@@ -148,7 +158,7 @@ def plan(platform: Platform, route: Route, to: str | None = None) -> Plan:
     """What a rollback of this route does, once everything was checked that forbids it.
 
     Raises:
-        LifecycleOrderError, GateRefusedError, ApprovalError: as `roll_back`.
+        LifecycleOrderError, GateRefusedError, ApprovalError, SlotError: as `roll_back`.
     """
     previous = way_back(platform.routes, route)
     if to is None:
@@ -169,6 +179,14 @@ def plan(platform: Platform, route: Route, to: str | None = None) -> Plan:
     warm = previous is not None and deployment_of(previous) == good
     if previous is not None and warm:
         check_warm(platform.slots, route, previous)
+    if not warm and {target.colour for target in busy} == set(Colour):
+        raise LifecycleOrderError(
+            f"There is no idle slot to load {good.release} into",
+            expected="a slot without traffic",
+            found=f"generation {route.generation}, which gives traffic to both",
+            cure=f"`llmops rollback {route.model} --reason WHY` first, which needs no slot; "
+            "then this command again",
+        )
     candidate = None if warm else platform.columns.find(good.release, "production_candidate")
     seconds = None if candidate is None else candidate.facts.get("load_seconds")
     return Plan(
@@ -203,10 +221,8 @@ def take_back(
     if to is None and way_back(platform.routes, route) is None and enforce(platform, route):
         return route
     planned = plan(platform, route, to)
-    # First: killed in between, a release that is to go must not be deployed again as approved.
-    bad = planned.taken_off
-    revoke(platform, bad.release, actor, reason, bad.package)
     if planned.warm:
+        _revoke(platform, planned, actor, reason)
         return move_back(platform.routes, platform.slots, route, actor, reason)
     return _redeploy(platform, planned, actor, reason, on_step)
 
@@ -214,29 +230,22 @@ def take_back(
 def check_may_return(platform: Platform, deployment: Deployment) -> None:
     """Checks that a release served fully with these bytes, and that nobody took it out since.
 
+    Signed statements decide, as they are: neither an upgrade of the platform nor a damaged store
+    takes a way back away, or brings one.
+
     Raises:
         GateRefusedError: its canary did not pass with these bytes.
         ApprovalError: it was taken off or rejected since.
         LifecycleOrderError: it was deprecated.
     """
     release = deployment.release
-    if platform.columns.find(release, "deprecated_version") is not None:
+    if "deprecated_version" in AttestedResults(platform.evidence).results(release):
         raise LifecycleOrderError(
             f"{release} is deprecated and takes no traffic any more",
             expected="a release that was not deprecated",
             cure="choose another one, or make a new release of the same spec",
         )
-    require(
-        platform.evidence,
-        [CANARY],
-        Circumstances(
-            release,
-            platform.spec(release),
-            # The canary has no floor, and a broken policy file must not stop a rollback.
-            Policy(),
-            {"packaged_model": deployment.package},
-        ),
-    )
+    _check_canary(platform, deployment)
     check_not_revoked(platform.evidence, release)
 
 
@@ -326,6 +335,108 @@ def verify(platform: Platform, route: Route) -> None:
         )
 
 
+def _finish(platform: Platform, route: Route) -> bool:
+    """Does what is left of the rollback that made a route.
+
+    Returns:
+        Whether anything was left.
+
+    Raises:
+        GatewayError: the gateway does not answer, or refuses the route.
+    """
+    if way_back(platform.routes, route) is not None:
+        return False
+    behind = enforce(platform, route)
+    bad = _unreported(platform, route)
+    if bad is not None:
+        report_incident(platform.evidence, _incident(route, bad, route.time, datetime.now(UTC)))
+    return behind or bad is not None
+
+
+def _unreported(platform: Platform, route: Route) -> RouteTarget | None:
+    """What the rollback that made a route took off, if no incident tells of it."""
+    if route.actor.startswith(ALERT):
+        return None  # whoever looks at alerts finishes these
+    before = next(
+        (
+            earlier
+            for _, earlier in platform.routes.history(route.environment, route.model)
+            if earlier.generation == route.generation - 1
+        ),
+        None,
+    )
+    bad = None if before is None else taken_off(before, route)
+    revoked = None if bad is None else last_revocation(platform.evidence, bad.release)
+    if before is None or revoked is None or not before.time <= revoked.time <= route.time:
+        return None  # no rollback: that revokes right before it moves
+    told = incidents_of_model(platform.evidence, route.model)
+    # Also told by an alert that finished it, under its own id.
+    return None if any(each.decided == route.time for each in told) else bad
+
+
+def _incident(
+    route: Route, bad: RouteTarget | None, detected: datetime, acknowledged: datetime
+) -> Incident:
+    """The incident that a route answers which a person moved."""
+    return Incident(
+        id=f"{ROLLBACK_ID}{route.model}-{route.generation}",
+        model=route.model,
+        release="nothing" if bad is None else bad.release,
+        what=route.reason,
+        action=f"rolled back to {route.serving.release}" if route.serving else None,
+        actor=route.actor,
+        detected=detected,
+        decided=route.time,
+        restored=acknowledged,
+        answered=acknowledged,
+    )
+
+
+def _revoke(platform: Platform, planned: Plan, actor: str, reason: str) -> None:
+    """Revokes what is to be taken off, right before its traffic goes.
+
+    Before: killed in between, a release that is to go must not be deployed again as approved.
+
+    Raises:
+        GatewayError: the gateway does not answer; nothing was revoked.
+    """
+    platform.gateway.applied(planned.route.environment)
+    bad = planned.taken_off
+    revoke_unless_revoked(platform, bad.release, actor, reason, bad.package)
+
+
+def _check_canary(platform: Platform, deployment: Deployment) -> None:
+    """Checks the newest verdict of the release's canary, whatever policy it was made under.
+
+    Raises:
+        GateRefusedError: there is none, it did not pass, or is about another package.
+    """
+    said = (
+        entry.statement.predicate
+        for entry in platform.evidence.entries(
+            release_chain(deployment.release), GATE_VERDICT, newest_first=True
+        )
+    )
+    verdict = next(
+        (v for v in said if (v["gate"], v["release"]) == (CANARY.name, deployment.release)), None
+    )
+    if verdict is None:
+        found = "no verdict"
+    elif verdict["subjects"].get("packaged_model") != deployment.package:
+        found = f"a verdict about {verdict['subjects'].get('packaged_model')}"
+    elif verdict["decision"] != Decision.PASSED:
+        found = f"{verdict['decision']}: {verdict['reason']}"
+    else:
+        return
+    raise GateRefusedError(
+        f"{deployment.release} may not serve again",
+        expected=f"a canary that passed with package {deployment.package}",
+        found=f"{CANARY.name}: {found}",
+        cure=f"choose another release, or put it through its gates: "
+        f"`llmops promote {deployment.release}`",
+    )
+
+
 def _named(routes: Routes, route: Route, name: str) -> Deployment:
     """The deployment that a key or a version means, among those that had all the traffic.
 
@@ -387,6 +498,7 @@ def _redeploy(platform: Platform, planned: Plan, actor: str, reason: str, on_ste
     current, digest = platform.routes.current(route.environment, route.model)
     if current is None or _busy(current) != _busy(route):
         raise _conflict(route, current)
+    _revoke(platform, planned, actor, reason)
     target = target_of(slot.colour, deployment, endpoint, 100)
     return platform.routes.change(
         route.environment, route.model, (target,), actor=actor, reason=reason, expected=digest

@@ -191,9 +191,11 @@ def plan_shares(
         for state in platform.slots.slots(environment, model)
         if state.deployment is not None
     }
+    routed = {deployment_of(target) for target in route.targets}
     for release, share in shares.items():
         state = _loaded(model, release, states)
-        if share > 0:
+        # Warm is a way back, and a rollback asks less.
+        if share > 0 or state.deployment not in routed:
             _check_may_serve(platform, state, environment)
     kept = [target for target in route.targets if target.release not in shares]
     serves = {state.deployment for state in states.values() if state.running and state.deployment}

@@ -6,7 +6,7 @@ import dagster as dg
 from dagster import DagsterRunStatus
 from pydantic import AwareDatetime
 
-from llmops_assets.deploy.accepted_approvers import committed_decisions
+from llmops_assets.deploy.accepted_approvers import committed_decisions, policy_in_force
 from llmops_assets.deploy.approval import (
     Approval,
     RecordedDecision,
@@ -14,7 +14,14 @@ from llmops_assets.deploy.approval import (
     record_signed,
     verify,
 )
-from llmops_assets.errors import ApprovalError, ArtifactCorruptError, ReleaseError, TriggerError
+from llmops_assets.deploy.signed_decision import read_signed
+from llmops_assets.errors import (
+    ApprovalError,
+    ArtifactCorruptError,
+    ReleaseError,
+    SpecError,
+    TriggerError,
+)
 from llmops_assets.evidence.leaves import APPROVALS, Entry
 from llmops_assets.jobs import asset_jobs
 from llmops_assets.platform import Platform
@@ -72,8 +79,15 @@ def approval(
         return dg.SensorResult(
             skip_reason="Nobody has decided anything since.", cursor=cursor.to_json()
         )
-    # The last word about each release, also if this tick does not come to it.
-    last = {str(entry.statement.predicate.get("release")): entry.sequence for entry in entries}
+    # A policy that cannot be read is no fault of one release: here it fails the tick.
+    policy = policy_in_force(platform)
+    # The last word about each release, also if this tick does not come to it. Beside a policy
+    # an unsigned one is no word at all.
+    last = {
+        str(entry.statement.predicate.get("release")): entry.sequence
+        for entry in entries
+        if policy is None or entry.statement.predicate.get("evidence") == "signed"
+    }
     runs: list[dg.RunRequest] = []
     seen = cursor
     for entry in entries:
@@ -82,7 +96,7 @@ def approval(
         seen = _after(seen, entry)
         try:
             decision = read_decision(entry)
-            if last[decision.release] != entry.sequence:
+            if last.get(decision.release, entry.sequence) != entry.sequence:
                 context.log.info(f"{decision.approver} decided about {decision.release} before "
                                  "somebody decided anew")  # fmt: skip
                 continue
@@ -90,7 +104,7 @@ def approval(
                 continue  # the run that it was pasted into goes on with it
             claim = decision if decision.evidence == "claimed" else None
             verified = verify(platform, decision.release, claim)
-        except (ApprovalError, ArtifactCorruptError) as error:
+        except (ApprovalError, ArtifactCorruptError, SpecError) as error:
             # Of one release; the others' decisions count all the same.
             context.log.warning(f"decision {entry.sequence}: {error}")
             continue
@@ -118,16 +132,28 @@ def _collected(
     if cursor.asked is not None and cursor.asked <= now < cursor.asked + FILES_EVERY:
         return cursor
     commit, found = committed_decisions(platform.settings, cursor.commit)
+    if found:
+        # A policy that cannot be read is no fault of one file: here it fails the tick.
+        policy_in_force(platform)
+    again = False
     for path, envelope in found.items():
         if isinstance(envelope, str):
             context.log.warning(envelope)
             continue
+        early = False
         try:
+            early = now < read_signed(envelope).not_before
             record_signed(platform, envelope, "file")
         except (ApprovalError, ReleaseError) as error:
             # Old ones stay there for ever, and count no more.
             context.log.warning(f"{path}: {error}")
-    return cursor.model_copy(update={"commit": commit, "asked": now})
+            again = again or early
+        except (ArtifactCorruptError, SpecError) as error:
+            # Of the release that it is about, until somebody mends that.
+            context.log.warning(f"{path}: {error}")
+            again = True
+    seen = cursor.commit if again else commit
+    return cursor.model_copy(update={"commit": seen, "asked": now})
 
 
 def _unseen(platform: Platform, cursor: ApprovalCursor) -> list[Entry]:

@@ -21,7 +21,7 @@ from llmops_assets.deploy.approval import (
     record_approval,
     verify,
 )
-from llmops_assets.deploy.revocation import revoke
+from llmops_assets.deploy.revocation import last_revocation, revoke
 from llmops_assets.errors import ApprovalError, LifecycleOrderError, ReleaseError
 from llmops_assets.evidence.leaves import APPROVALS
 from llmops_assets.storage.columns import Action
@@ -230,3 +230,19 @@ def test_rejection_holds_until_somebody_approves_again(rig: Rig) -> None:
     check_not_rejected(rig.platform.evidence, "parrot.v2", package)
     record_approval(rig.platform, "parrot.v1", "bob", "approve", "mended", package)
     check_not_rejected(rig.platform.evidence, "parrot.v1", package)
+
+
+@pytest.mark.usefixtures("packages")
+@pytest.mark.parametrize("how", ["recorded", "launched with"])
+def test_rejection_revokes_what_was_approved(rig: Rig, how: str) -> None:
+    """A rollout that is under way asks for revocations, and so does a rollback."""
+    package = package_of(rig)
+    assert last_revocation(rig.platform.evidence, RELEASE) is None
+    if how == "recorded":
+        record_approval(rig.platform, RELEASE, "carol", "reject", "it is slow", package)
+    else:
+        decided(rig, approver="carol", decision="reject", reason="it is slow")
+    revoked = last_revocation(rig.platform.evidence, RELEASE)
+    assert revoked is not None
+    assert "carol revoked it" in revoked.words
+    assert "rejected: it is slow" in revoked.words

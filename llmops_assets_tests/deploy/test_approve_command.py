@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from llmops_assets.cli import main
 from llmops_assets.deploy.accepted_approvers import policy_in_force
 from llmops_assets.deploy.approval import read_decision, record_signed, verify
+from llmops_assets.deploy.revocation import last_revocation
 from llmops_assets.deploy.signed_decision import parse_envelope
 from llmops_assets.evidence.leaves import APPROVALS
 from llmops_assets.local import stack
@@ -84,6 +85,10 @@ def test_refusals_are_told_at_once(rig: ApproversRig, monkeypatch: pytest.Monkey
     unsigned = approve(rig, "grace", RELEASE, "--approver", "grace")
     assert unsigned.exit_code == 1
     assert "is not signed" in unsigned.stderr
+    rejected = approve(rig, "grace", RELEASE, "--approver", "grace", "--reject")
+    assert rejected.exit_code == 1
+    assert "is not signed" in rejected.stderr
+    assert last_revocation(rig.platform.evidence, RELEASE) is None
     for arguments in ([], [RELEASE, "--policy", str(rig.models / "parrot.yaml")]):
         assert approve(rig, "grace", *arguments).exit_code == 2
     monkeypatch.delenv("LLMOPS_APPROVERS_REF")

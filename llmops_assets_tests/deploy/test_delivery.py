@@ -158,6 +158,18 @@ def test_moving_back_to_a_dead_slot_is_refused(rig: Rig) -> None:
     deploy(rig, 1)
     route = deploy(rig, 2)
     rig.platform.slots.crash(BLUE)
+    with pytest.raises(SlotError, match=r"parrot\.v1 is on the route and does not answer"):
+        back(rig, route)
+    assert serving(rig) == 2
+
+
+def test_moving_back_to_a_slot_with_something_else_is_refused(rig: Rig) -> None:
+    """No time heals that, so it is another error than a server that is late."""
+    deploy(rig, 1)
+    route = deploy(rig, 2)
+    other = rig.deployment("parrot.v3", 3)
+    rig.platform.slots.start(BLUE, rig.platform.store.describe(other.package), other)
+    rig.platform.slots.crash(BLUE)
     with pytest.raises(LifecycleOrderError, match=r"parrot\.v1 is not warm any more"):
         back(rig, route)
     assert serving(rig) == 2

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from pydantic import BaseModel
 
+from llmops_assets.deploy.revocation import revoke
+from llmops_assets.errors import ArtifactCorruptError, LLMOpsError, SpecError
 from llmops_assets.evidence.leaves import incident_chain
+from llmops_assets.evidence.results import AttestedResults
 from llmops_assets.operate import alerts
 from llmops_assets.operate.alertmanager import Alert
 from llmops_assets.operate.alerts import DAMPED, ENDED, close, handle, matching, mover, name_of
@@ -14,8 +19,9 @@ from llmops_assets.operate.incidents import Incident, IncidentBook, incidents_of
 from llmops_assets.serving.routes import Route
 from llmops_assets.serving.slots import Environment
 from llmops_assets.spec import AlertRule
+from llmops_assets.storage.columns import Action
 
-from ..release_rig import MODEL, Rig, deploy, serving
+from ..release_rig import MODEL, Rig, deploy, loaded, serving
 from .test_alertmanager import entry
 
 pytestmark = pytest.mark.usefixtures("packages")
@@ -113,6 +119,92 @@ def test_rollback_is_on_record_with_the_alert(rig: Rig) -> None:
     assert incident.detected <= incident.decided <= incident.restored
     assert incident.answered is not None
     assert incidents_of_model(rig.platform.evidence, MODEL) == [incident]
+
+
+def canary(rig: Rig, share: int) -> None:
+    """Version 1 had all traffic last, and version 2 beside it has a share."""
+    deploy(rig, 1)
+    stable = current(rig).targets[0].model_copy(update={"weight": 100 - share})
+    candidate = loaded(rig, 2).target.model_copy(update={"weight": share})
+    _, digest = rig.platform.routes.current(Environment.PRODUCTION, MODEL)
+    rig.platform.routes.change(
+        Environment.PRODUCTION, MODEL, (stable, candidate), actor="ada", reason="canary",
+        expected=digest,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("share", [10, 90])
+def test_alert_about_either_release_of_a_split_route_counts(rig: Rig, share: int) -> None:
+    """In a canary most alerts are about the release with the small share."""
+    canary(rig, share)
+    about = alert(release="parrot.v2")
+    assert matching(about, current(rig), [ROLL_BACK]) is ROLL_BACK
+    incident = act(rig, about, ROLL_BACK)
+    assert serving(rig) == 1
+    assert (incident.release, incident.action) == ("parrot.v2", "rolled back to parrot.v1")
+
+
+@pytest.mark.parametrize("share", [10, 90])
+def test_alert_never_brings_traffic_to_the_release_it_is_about(rig: Rig, share: int) -> None:
+    """The way back of a canary leads to the stable release, which may be what is bad."""
+    canary(rig, share)
+    before = current(rig)
+    about = alert(release="parrot.v1")
+    assert matching(about, before, [ROLL_BACK]) is ROLL_BACK
+    incident = act(rig, about, ROLL_BACK)
+    assert current(rig) == before
+    assert (incident.release, incident.job, incident.answered) == ("parrot.v1", "observe", None)
+    assert "not rolled back: parrot.v1 would get all traffic" in incident.what
+
+
+def _reject(rig: Rig) -> None:
+    revoke(rig.platform, "parrot.v1", "bob", "it lies")
+
+
+def _deprecate_and_lose_the_record(rig: Rig) -> None:
+    action = Action("deprecated_version", "application/vnd.llmops.test")
+    rig.platform.columns.record("parrot.v1", action, Withdrawn(of="v1"), datetime.now(UTC))
+    digest = AttestedResults(rig.platform.evidence).results("parrot.v1")["deprecated_version"]
+    (rig.platform.settings.store / "blobs" / digest.replace(":", "/")).unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [(_reject, "bob revoked it"), (_deprecate_and_lose_the_record, "is deprecated")],
+)
+def test_refused_way_back_waits_for_a_person(
+    rig: Rig, spoil: Callable[[Rig], None], why: str
+) -> None:
+    """Trying again every few seconds would change nothing and call nobody."""
+    deploy(rig, 1)
+    deploy(rig, 2)
+    spoil(rig)
+    incident = act(rig, alert(), ROLL_BACK)
+    assert serving(rig) == 2
+    assert (incident.job, incident.answered) == ("observe", None)
+    assert "not rolled back" in incident.what and why in incident.what
+
+
+@pytest.mark.parametrize("error", [ArtifactCorruptError, SpecError])
+def test_way_back_that_is_damaged_waits_for_a_person(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, error: type[LLMOpsError]
+) -> None:
+    """As one that is refused: bytes do not mend themselves."""
+    deploy(rig, 1)
+
+    def damaged(*_: object) -> None:
+        raise error("It is damaged", cure="restore it")
+
+    monkeypatch.setattr(alerts, "take_back", damaged)
+    incident = act(rig, alert(), ROLL_BACK)
+    assert (incident.job, incident.answered) == ("observe", None)
+    assert "not rolled back: It is damaged" in incident.what
+
+
+class Withdrawn(BaseModel):
+    """Stands for the document of an asset."""
+
+    of: str
 
 
 def test_rule_rests_after_it_acted_and_then_acts(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from dagster import DagsterInstance, ExecuteInProcessResult
 from pydantic import BaseModel
 
-from llmops_assets.deploy.delivery import move
+from llmops_assets.deploy.delivery import move, move_back
 from llmops_assets.deploy.revocation import last_revocation, revoke
 from llmops_assets.errors import (
     ApprovalError,
@@ -28,7 +29,13 @@ from llmops_assets.evidence.gates import CANARY
 from llmops_assets.evidence.leaves import release_chain
 from llmops_assets.evidence.results import AttestedResults
 from llmops_assets.evidence.statements import REVOCATION
-from llmops_assets.operate.incidents import Incident, incidents_of, report_incident
+from llmops_assets.operate import rollback
+from llmops_assets.operate.incidents import (
+    Incident,
+    incidents_of,
+    incidents_of_model,
+    report_incident,
+)
 from llmops_assets.operate.rollback import moved_by, plan, roll_back, services, take_back
 from llmops_assets.serving.routes import Route
 from llmops_assets.serving.slots import Colour, Deployment, Endpoint, Environment, Slot
@@ -101,9 +108,10 @@ def test_stopped_slot_gets_no_traffic(rig: Rig) -> None:
     deploy(rig, 1)
     deploy(rig, 2)
     rig.platform.slots.crash(BLUE)
-    with pytest.raises(LifecycleOrderError, match="not warm any more"):
+    with pytest.raises(SlotError, match="does not answer"):
         back(rig)
     assert serving(rig) == 2
+    assert revocations(rig, 2) == 0
 
 
 def test_slot_with_another_release_gets_no_traffic(rig: Rig) -> None:
@@ -132,13 +140,103 @@ def test_gateway_that_is_down_changes_nothing(rig: Rig) -> None:
     deploy(rig, 1)
     deploy(rig, 2)
     rig.platform.gateway.down = True
-    with pytest.raises(GatewayError):
-        back(rig)
+    for _ in range(3):
+        with pytest.raises(GatewayError):
+            back(rig)
+    assert revocations(rig, 2) == 0
     rig.platform.gateway.down = False
     current, _ = rig.platform.routes.current(Environment.PRODUCTION, MODEL)
     assert current is not None
     assert current.serving is not None
     assert current.serving.version == 2
+
+
+def test_repeated_after_a_move_that_failed_revokes_once(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An alert tries every few seconds; the record must not grow with each."""
+    deploy(rig, 1)
+    deploy(rig, 2)
+
+    def fails(*_: object) -> None:
+        raise GatewayError("The gateway stopped just now", cure="start it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rollback, "move_back", fails)
+        for _ in range(3):
+            with pytest.raises(GatewayError):
+                back(rig)
+    assert revocations(rig, 2) == 1
+    # On the route anew, it is to be revoked anew.
+    deploy(rig, 2)
+    move_back(rig.platform.routes, rig.platform.slots, route_of(rig), "ada", "no reason")
+    deploy(rig, 2)
+    back(rig)
+    assert revocations(rig, 2) == 2
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_incident_of_a_rollback_that_was_cut_off(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, refuses: bool
+) -> None:
+    """The gateway refused, or the process died before it reported: the next try tells, once."""
+    deploy(rig, 1)
+    deploy(rig, 2)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    rig.platform.gateway.refuses = refuses
+    with monkeypatch.context() as dying, pytest.raises((GatewayError, KeyboardInterrupt)):
+        dying.setattr(rollback, "report_incident", killed)
+        back(rig)
+    assert incidents_of_model(rig.platform.evidence, MODEL) == []
+    rig.platform.gateway.refuses = False
+    assert back(rig) == route_of(rig)
+    assert serving(rig) == 1
+    (incident,) = incidents_of_model(rig.platform.evidence, MODEL)
+    assert incident.id == "rollback-parrot-3"
+    assert (incident.release, incident.actor, incident.what) == ("parrot.v2", "sre", "wrong dates")
+    assert incident.answered is not None
+    assert not incident.from_alert
+    with pytest.raises(LifecycleOrderError, match="nothing to roll parrot back to"):
+        back(rig)
+    assert incidents_of_model(rig.platform.evidence, MODEL) == [incident]
+
+
+def test_route_that_only_lagged_behind_is_no_incident(rig: Rig) -> None:
+    """A first release whose route the gateway refused took nothing off."""
+    rig.platform.gateway.refuses = True
+    with pytest.raises(GatewayError):
+        deploy(rig, 1)
+    rig.platform.gateway.refuses = False
+    back(rig)
+    assert serving(rig) == 1
+    assert incidents_of_model(rig.platform.evidence, MODEL) == []
+
+
+def test_upgrade_or_damaged_spec_keeps_the_way_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The canary was judged by what held then, and no spec is needed to move a route."""
+    deploy(rig, 1)
+    deploy(rig, 2)
+    later = replace(CANARY, version=CANARY.version + 1)
+    monkeypatch.setattr(rollback, "CANARY", later)
+    spec = rig.platform.columns.get("parrot.v1", "model_spec").artifact
+    (rig.platform.settings.store / "blobs" / spec.replace(":", "/")).unlink()
+    back(rig)
+    assert serving(rig) == 1
+
+
+def test_canary_of_other_bytes_does_not_count(rig: Rig) -> None:
+    """A release may have been packaged again since."""
+    deploy(rig, 1)
+    other = Deployment(rig.deployment("parrot.v2", 2).package, "parrot.v1", 1)
+    with pytest.raises(GateRefusedError, match="canary: a verdict about sha256:"):
+        rollback.check_may_return(rig.platform, other)
+    with pytest.raises(GateRefusedError, match="canary: no verdict"):
+        rollback.check_may_return(rig.platform, rig.deployment("parrot.v2", 2))
 
 
 def test_repeated_after_a_gateway_that_refused(rig: Rig) -> None:
@@ -304,6 +402,24 @@ def route_of(rig: Rig) -> Route:
     return route
 
 
+def split(rig: Rig, *weights: int) -> None:
+    """Gives both slots of the route a share."""
+    route, digest = rig.platform.routes.current(Environment.PRODUCTION, MODEL)
+    assert route is not None
+    shares = [
+        target.model_copy(update={"weight": weight})
+        for target, weight in zip(route.targets, weights, strict=True)
+    ]
+    rig.platform.routes.change(
+        Environment.PRODUCTION, MODEL, shares, actor="ada", reason="split", expected=digest
+    )
+
+
+def revocations(rig: Rig, version: int) -> int:
+    chain = release_chain(f"parrot.v{version}")
+    return len(list(rig.platform.evidence.entries(chain, REVOCATION)))
+
+
 @pytest.mark.usefixtures("evicted")
 @pytest.mark.parametrize("name", ["parrot.v1", "1", "v1"])
 def test_evicted_release_is_loaded_from_the_store(rig: Rig, name: str) -> None:
@@ -368,6 +484,42 @@ def test_reloaded_release_that_answers_badly_gets_no_traffic(rig: Rig) -> None:
     with pytest.raises(SlotError, match=r"parrot\.v1 does not answer well any more"):
         roll_back(rig.platform, MODEL, "sre", "wrong dates", "1")
     assert serving(rig) == 3
+    # It serves on, and must stay what may serve.
+    assert revocations(rig, 3) == 0
+
+
+@pytest.mark.usefixtures("evicted")
+def test_release_that_does_not_load_revokes_nothing(rig: Rig) -> None:
+    """What serves goes on serving; without its approval nothing could bring it back."""
+    rig.platform.slots.broken.add(GREEN)
+    with pytest.raises(SlotError, match="ended while it loaded"):
+        roll_back(rig.platform, MODEL, "sre", "wrong dates", "1")
+    assert (serving(rig), revocations(rig, 3)) == (3, 0)
+    rig.platform.slots.broken.clear()
+    roll_back(rig.platform, MODEL, "sre", "wrong dates", "1")
+    assert (serving(rig), revocations(rig, 3)) == (1, 1)
+
+
+@pytest.mark.usefixtures("evicted")
+def test_evicted_release_needs_an_idle_slot(rig: Rig) -> None:
+    """In a canary both slots have traffic; the dry run must say so as well."""
+    split(rig, 90, 10)
+    before = route_of(rig)
+    with pytest.raises(
+        LifecycleOrderError, match=r"no idle slot.*`llmops rollback parrot --reason WHY` first"
+    ):
+        roll_back(rig.platform, MODEL, "sre", "wrong dates", "1")
+    assert route_of(rig) == before
+    assert (revocations(rig, 2), revocations(rig, 3)) == (0, 0)
+
+
+@pytest.mark.usefixtures("evicted")
+def test_busy_slot_that_is_late_is_still_the_way_back(rig: Rig) -> None:
+    """It has traffic already; under load a server may answer late that it is ready."""
+    split(rig, 90, 10)
+    rig.platform.slots.crash(BLUE)
+    back(rig)
+    assert serving(rig) == 3
 
 
 @pytest.mark.usefixtures("evicted")
@@ -402,7 +554,7 @@ def test_dry_run_makes_every_check_and_no_change(rig: Rig) -> None:
     planned = plan(rig.platform, before, "1")
     assert (planned.to.release, planned.warm, planned.load_seconds) == ("parrot.v1", False, None)
     rig.platform.slots.crash(GREEN)
-    with pytest.raises(LifecycleOrderError, match=r"not warm any more.*--to parrot\.v2"):
+    with pytest.raises(SlotError, match=r"parrot\.v2 is on the route and does not answer"):
         plan(rig.platform, before)
     assert route_of(rig) == before
     assert last_revocation(rig.platform.evidence, "parrot.v3") is None

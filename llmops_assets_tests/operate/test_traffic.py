@@ -191,6 +191,20 @@ def test_refused_with_the_reason(
     assert in_use(proven) == {V1: 0, V2: 100}
 
 
+def test_release_off_the_route_is_checked_also_without_a_share(proven: Rig) -> None:
+    """On the route it is a way back, and a rollback asks for less than a share does."""
+    route, digest = proven.platform.routes.current(PRODUCTION, MODEL)
+    assert route is not None
+    proven.platform.routes.change(
+        PRODUCTION, MODEL, [t for t in route.targets if t.release == V2],
+        actor="ada", reason="v1 leaves", expected=digest,
+    )  # fmt: skip
+    _reject(proven)
+    with pytest.raises(ApprovalError, match="bob revoked it"):
+        put(proven, v1=0, v2=100)
+    assert in_use(proven) == {V2: 100}
+
+
 def test_what_changed_since_it_was_shown_is_not_overwritten(proven: Rig) -> None:
     """Somebody else may have rolled back while the question was on the screen."""
     planned = plan(proven, v1=10, v2=90)

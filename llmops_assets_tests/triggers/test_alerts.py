@@ -36,6 +36,7 @@ alerts:
   - {match: {alertname: Busy}, action: scale, damping_seconds: 60}
   - {match: {alertname: ErrorRate}, action: notify}
 """
+BLUE = Slot(Environment.PRODUCTION, MODEL, Colour.BLUE)
 BEGAN = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
@@ -254,6 +255,22 @@ def test_silenced_alert_does_nothing_until_the_silence_ends(
     acted_once(rig, daemon, alert())
 
 
+def test_way_back_that_does_not_answer_now_is_tried_again(
+    rig: Rig, daemon: Daemon, answers: Answers
+) -> None:
+    """A busy server is late for a moment; the rollback must not wait for a person then."""
+    rig.platform.slots.crash(BLUE)
+    answers.body = [alert()]
+    for _ in range(2):
+        with pytest.raises(TriggerError, match=r"parrot\.v1 is on the route and does not answer"):
+            daemon.tick()
+    assert (serving(rig), incidents(rig)) == (2, [])
+    good = rig.deployment("parrot.v1", 1)
+    rig.platform.slots.start(BLUE, rig.platform.store.describe(good.package), good)
+    daemon.tick()
+    acted_once(rig, daemon, alert())
+
+
 def nothing_warm(rig: Rig) -> None:
     deployment = rig.deployment("parrot.v3", 3)
     delivery.claim_idle_slot(rig.platform.routes, Environment.PRODUCTION, MODEL, deployment, "ada")
@@ -263,11 +280,12 @@ def refused(rig: Rig) -> None:
     rig.judge("parrot.v1", [CANARY], FAILED)
 
 
-def slot_dead(rig: Rig) -> None:
-    rig.platform.slots.crash(Slot(Environment.PRODUCTION, MODEL, Colour.BLUE))
+def slot_other(rig: Rig) -> None:
+    other = rig.deployment("parrot.v3", 3)
+    rig.platform.slots.start(BLUE, rig.platform.store.describe(other.package), other)
 
 
-@pytest.mark.parametrize("prepare", [nothing_warm, refused, slot_dead])
+@pytest.mark.parametrize("prepare", [nothing_warm, refused, slot_other])
 def test_rollback_that_cannot_be_waits_for_a_person(
     rig: Rig, daemon: Daemon, answers: Answers, prepare: Any
 ) -> None:

@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 from dagster import DagsterRunStatus
 
+from llmops_assets.deploy import examination
 from llmops_assets.deploy.approval import (
     RecordedDecision,
     read_decision,
@@ -18,17 +19,18 @@ from llmops_assets.deploy.approval import (
     record_signed,
     verify,
 )
-from llmops_assets.errors import TriggerError
+from llmops_assets.errors import ArtifactCorruptError, SpecError, TriggerError
 from llmops_assets.evidence.leaves import APPROVALS, Entry
 from llmops_assets.evidence.log import Attestation
 from llmops_assets.evidence.statements import DECISION, Statement, subject
 from llmops_assets.partitions import RELEASES
+from llmops_assets.spec import ModelSpec
 from llmops_assets.storage.columns import Action
 from llmops_assets.storage.store import digest_of
 from llmops_assets.triggers import approval as trigger
 from llmops_assets.triggers.requests import EVENT_TAG, REQUESTED_BY_TAG, RUNS_PER_TICK
 
-from ..deploy.approvers_rig import ApproversRig
+from ..deploy.approvers_rig import ApproversRig, shifted
 from ..release_rig import Rig, serving
 from ..test_reporting import Runs, description, failures
 from .daemon import Daemon, keys
@@ -329,6 +331,67 @@ def test_approvals_that_were_committed_promote(
     rig.commit_all(rig.checkout)
     assert daemon.tick() == []
     assert len(list(rig.platform.evidence.entries(APPROVALS))) == 2
+
+
+def test_unsigned_rejection_beside_a_policy_starts_nothing_and_hides_nothing(
+    signing: tuple[ApproversRig, Daemon],
+) -> None:
+    """A name that anybody typed must neither promote by earlier signatures nor stop later ones."""
+    rig, daemon = signing
+    rig.write_policy(rig.policy())
+    record_signed(rig.platform, rig.sign(rig.decided("grace")), "launchpad")
+    assert daemon.tick() == []
+    record(daemon, "mallory", "reject")
+    assert daemon.tick() == []
+    record_signed(rig.platform, rig.sign(rig.decided("heidi")), "command")
+    record(daemon, "mallory", "reject")
+    assert keys(daemon.tick()) == [RELEASE]
+
+
+def test_file_that_is_early_is_looked_at_again(
+    signing: tuple[ApproversRig, Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who signs on Friday for Monday need not push again on Monday."""
+    rig, daemon = signing
+    rig.write_policy(rig.policy())
+    monkeypatch.setattr(trigger, "FILES_EVERY", timedelta(0))
+    early = rig.decided("grace", not_before=datetime.now(UTC) + timedelta(hours=1))
+    folder = rig.checkout / "approvals"
+    folder.mkdir()
+    (folder / "grace.json").write_text(rig.sign(early).model_dump_json())
+    rig.commit_all(rig.checkout)
+    assert daemon.tick() == []
+    monkeypatch.setattr(examination, "datetime", shifted(timedelta(hours=2)))
+    assert keys(daemon.tick()) == [RELEASE]
+
+
+@pytest.mark.parametrize("error", [ArtifactCorruptError, SpecError])
+def test_damaged_release_holds_up_no_other(
+    signing: tuple[ApproversRig, Daemon],
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[ArtifactCorruptError | SpecError],
+) -> None:
+    """Its file is looked at again, once somebody has mended it."""
+    rig, daemon = signing
+    rig.write_policy(rig.policy())
+    monkeypatch.setattr(trigger, "FILES_EVERY", timedelta(0))
+    folder = rig.checkout / "approvals"
+    folder.mkdir()
+    for name, release in (("a", RELEASE), ("b", "parrot.v2")):
+        envelope = rig.sign(rig.decided("grace", release))
+        (folder / f"{name}.json").write_text(envelope.model_dump_json())
+    rig.commit_all(rig.checkout)
+    spec = rig.platform.spec
+
+    def damaged(release: str) -> ModelSpec:
+        if release == RELEASE:
+            raise error("Its bytes are others", cure="restore it")
+        return spec(release)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rig.platform, "spec", damaged)
+        assert keys(daemon.tick()) == ["parrot.v2"]
+    assert keys(daemon.tick()) == [RELEASE]
 
 
 def test_approval_that_was_pasted_is_left_to_its_run(
