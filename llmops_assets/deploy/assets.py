@@ -231,17 +231,17 @@ def production_deployment(
         model = Release.parse(release).model
         seen = platform.routes.current(Environment.PRODUCTION, model)
         revoked = last_revocation(platform.evidence, release)
-        candidate = LoadedPackage.model_validate_json(production_candidate.document)
         actor = f"run {context.run.run_id}"
         try:
             platform.admit(release, PROVEN, platform.column(release), Environment.PRODUCTION)
             approved = approvals.check_still_approved(platform, release)
         except (ApprovalError, GateRefusedError) as error:
             # A rollout that was cut off left it a share, which nobody watches.
-            if (left := _share_beside(seen[0], candidate)) is not None:
+            if (left := _share_beside(seen[0], release)) is not None:
                 reason = f"not admitted any more: {error}"
                 report_route(context, _back_out(platform, left, release, actor, reason))
             raise
+        candidate = LoadedPackage.model_validate_json(production_candidate.document)
         _check_not_failed_since(context, platform, candidate, approved.time, seen[0], actor)
         _still_there(platform, candidate, packaged_model.digest)
         contract = read_package(packaged_model.path).asked
@@ -462,11 +462,11 @@ def _or_none(milliseconds: float | None) -> str:
     return "none" if milliseconds is None else f"{milliseconds:.0f}"
 
 
-def _share_beside(route: Route | None, candidate: LoadedPackage) -> Route | None:
-    """The route, if it gives the candidate a share beside another release."""
-    busy = [target for target in (() if route is None else route.targets) if target.weight > 0]
-    served = [deployment_of(target) for target in busy]
-    return route if len(busy) > 1 and candidate.deployment in served else None
+def _share_beside(route: Route | None, release: str) -> Route | None:
+    """The route, if it gives the release a share beside another one."""
+    targets = () if route is None else route.targets
+    busy = [target.release for target in targets if target.weight > 0]
+    return route if len(busy) > 1 and release in busy else None
 
 
 def _check_not_failed_since(
