@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 from .conftest import free_port
 from .fakes import HttpDouble
+from .waiting import wait_for
 
 PROGRAMS = ("prometheus", "prometheus-alertmanager", "amtool")
 START_SECONDS = 30
@@ -151,13 +151,6 @@ def monitoring(folder: Path) -> Iterator[Monitoring]:
         yield servers
     finally:
         servers.close()
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
 
 
 def _write(path: Path, content: Any) -> Path:

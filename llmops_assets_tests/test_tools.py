@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ import pytest
 from llmops_assets import tools
 from llmops_assets.errors import ToolError
 from llmops_assets.tools import ToolRun, run_tool
+
+from .waiting import wait_for
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -52,13 +53,6 @@ def run(folder: Path, command: list[str], **options: Any) -> ToolRun:
     return run_tool("the tool", command, **{**defaults, **options})
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
-
-
 def alive(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -69,7 +63,7 @@ def alive(pid: int) -> bool:
 def family(work: Path) -> dict[str, int]:
     """The process ids of `FAMILY`, once all have started."""
     files = [work / f"{name}.pid" for name in MEMBERS]
-    wait_until(lambda: all(f.exists() and f.read_text() for f in files), 20, "the tool's start")
+    wait_for(lambda: all(f.exists() and f.read_text() for f in files), "the tool's start")
     return {file.stem: int(file.read_text()) for file in files}
 
 
@@ -226,7 +220,7 @@ def test_killed_worker_leaves_nothing_and_frees_the_folder(tmp_path: Path) -> No
     try:
         pids = family(tmp_path / "work")
         os.kill(killed.pid, signal.SIGKILL)
-        wait_until(lambda: not any(map(alive, pids.values())), 10, f"the end of {pids}")
+        wait_for(lambda: not any(map(alive, pids.values())), f"the end of {pids}")
     finally:
         end(killed)
     run(tmp_path, python("print('next')"))
@@ -249,11 +243,11 @@ def test_killed_guard_takes_the_tool_with_it(tmp_path: Path) -> None:
     """Whoever ends the guard by hand must not leave a trainer that nobody watches."""
     running = worker(tmp_path, python("import time; open('up', 'w'); time.sleep(300)"))
     try:
-        wait_until((tmp_path / "work" / "up").exists, 20, "the tool's start")
+        wait_for((tmp_path / "work" / "up").exists, "the tool's start")
         guard = guard_of(running)
         (tool,) = guard.children()
         guard.kill()
-        wait_until(lambda: not alive(tool.pid), 5, "the tool's end")
+        wait_for(lambda: not alive(tool.pid), "the tool's end", 5)
         assert running.wait(10) != 0
     finally:
         end(running)
@@ -275,7 +269,7 @@ def test_interrupted_worker_stops_its_tool(tmp_path: Path, number: signal.Signal
         pids = family(tmp_path / "work")
         running.send_signal(number)
         assert running.wait(20) != 0
-        wait_until(lambda: not any(map(alive, pids.values())), 10, f"the end of {pids}")
+        wait_for(lambda: not any(map(alive, pids.values())), f"the end of {pids}")
     finally:
         end(running)
 

@@ -23,8 +23,8 @@ from llmops_assets.serving.slots import Environment
 
 from ..conftest import free_port
 from ..fakes import HttpDouble
-from ..prometheus import wait_for
 from ..release_rig import MODEL, PlatformOnDoubles, Rig, deploy
+from ..waiting import wait_for
 
 HEAVY = ("dagster", "mlflow", "pandas", "torch", "transformers", "sqlalchemy", "model_signing")
 ALLOWED_SECONDS = 1.0

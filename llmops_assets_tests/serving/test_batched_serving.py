@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from llmops_assets.serving.slots import Endpoint
 from llmops_assets.toolchains.base import VERSION_FOLDER
 from llmops_assets_tests.tiny_llama import TinyLlama
 
+from ..waiting import wait_for
 from .conftest import MODEL, READY_SECONDS, free_endpoint
 
 PROMPT = "3 août 1990"
@@ -74,7 +74,7 @@ def serving(package: Path, state: Path, folder: Path, **settings: int) -> Iterat
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
-        wait_until(lambda: triton.ready(endpoint, MODEL, 1), READY_SECONDS)
+        wait_for(lambda: triton.ready(endpoint, MODEL, 1), "readiness", READY_SECONDS)
         yield Triton(endpoint, process)
     finally:
         process.send_signal(signal.SIGTERM)
@@ -84,13 +84,6 @@ def serving(package: Path, state: Path, folder: Path, **settings: int) -> Iterat
             process.kill()
             process.wait(10)
         triton.remove_leftovers(repository)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +116,7 @@ def test_many_clients_get_what_they_would_get_alone(server: Triton) -> None:
     )
     assert batches == batched
     tokens = sum(count for *_, count in alone)
-    wait_until(lambda: server.metric("llmops_tokens_total") == tokens)
+    wait_for(lambda: server.metric("llmops_tokens_total") == tokens)
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(server.ask, *zip(*questions, strict=True))) == alone
         assert list(pool.map(streamed, *zip(*questions, strict=True))) == alone
@@ -133,8 +126,8 @@ def test_many_clients_get_what_they_would_get_alone(server: Triton) -> None:
     )
     assert batched == 2 * len(questions)
     assert batched > 2 * batches, "they were not answered together"
-    wait_until(lambda: server.metric("llmops_tokens_total") == 3 * tokens)
-    wait_until(lambda: server.metric("llmops_requests_in_progress") == 0)
+    wait_for(lambda: server.metric("llmops_tokens_total") == 3 * tokens)
+    wait_for(lambda: server.metric("llmops_requests_in_progress") == 0)
 
 
 @pytest.mark.parametrize("reset", [False, True])
@@ -158,7 +151,7 @@ def test_answer_ends_with_its_client(server: Triton, reset: bool) -> None:
             # with unread answers.
             linger = (1).to_bytes(4, "little") + (0).to_bytes(4, "little")
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    wait_until(lambda: server.metric("llmops_requests_in_progress") == 0)
+    wait_for(lambda: server.metric("llmops_requests_in_progress") == 0)
     assert 0 < server.metric("llmops_tokens_total") - before < 2000
     assert server.ask(PROMPT, 5)[2] == 5
 
@@ -172,7 +165,7 @@ def test_cancelled_call_ends_for_grpc_too(server: Triton) -> None:
         client.async_stream_infer(MODEL, grpc_inputs())
         assert came.wait(10)
         client.stop_stream(cancel_requests=True)
-    wait_until(lambda: server.metric("llmops_requests_in_progress") == 0)
+    wait_for(lambda: server.metric("llmops_requests_in_progress") == 0)
     assert 0 < server.metric("llmops_tokens_total") - before < 2000
 
 

@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from llmops_assets.serving.envoy_config import OVERLOADED
 from llmops_assets.serving.gateway_limits import GatewayLimits
 from llmops_assets.serving.slots import Colour, Environment
 
+from ..waiting import wait_for
 from .envoy_rig import (
     TOKEN,
     Rig,
@@ -247,7 +249,10 @@ def test_overflow_is_answered_and_counted(strict: Rig, blue: Upstream) -> None:
         assert answer.headers["x-envoy-overloaded"] == "true"
         assert answer.headers["retry-after"] == "1"
         assert answer.json() == {"error": OVERLOADED}
-    assert counter(strict, f"{cluster}.upstream_rq_pending_overflow") == before + 5
+    # Envoy counts after it has answered, so an answer may be here before its count.
+    overflowed = partial(counter, strict, f"{cluster}.upstream_rq_pending_overflow")
+    wait_for(lambda: overflowed() >= before + 5, "five overflows counted")
+    assert overflowed() == before + 5
     calls = [strict.logged(request_id=answer.headers["x-request-id"]) for answer in answers]
     assert sum(call.overflowed for call in calls) == 5
     assert all(call.failed == call.overflowed for call in calls)
@@ -275,10 +280,8 @@ def test_connections_are_limited_and_counted(strict: Rig) -> None:
     finally:
         for connection in connections:
             connection.close()
-    deadline = time.monotonic() + 5
-    while counter(strict, "connection_limit.production.active_connections"):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    active = partial(counter, strict, "connection_limit.production.active_connections")
+    wait_for(lambda: not active(), "the end of the connections")
     assert strict.request("POST", INFER).status_code == 200
 
 

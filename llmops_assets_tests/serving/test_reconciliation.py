@@ -14,8 +14,8 @@ from llmops_assets.serving.routes import ServedRoute
 from llmops_assets.serving.slots import Colour, Deployment, Environment, Slot
 
 from ..fakes import FakeSlots
-from ..prometheus import wait_for
 from ..release_rig import MODEL, Rig, deploy
+from ..waiting import wait_for
 from . import envoy_rig
 
 PRODUCTION = Environment.PRODUCTION

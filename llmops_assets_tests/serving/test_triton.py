@@ -28,16 +28,10 @@ from llmops_assets.serving import triton
 from llmops_assets.serving.slot_process import EXIT_REFUSED
 from llmops_assets_tests.tiny_llama import TinyLlama
 
+from ..waiting import wait_for
 from .conftest import MODEL, Server, fill, free_endpoint, running, start_process
 
 PROMPT = "3 août 1990"
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def test_answer_is_the_checkpoints(tiny: TinyLlama, server: Server) -> None:
@@ -73,7 +67,7 @@ def test_metrics_count_the_answers(server: Server) -> None:
 
     before = answered()
     triton.generate(server.endpoint, MODEL, PROMPT, max_tokens=1)
-    wait_until(lambda: answered() == before + 1)
+    wait_for(lambda: answered() == before + 1)
 
 
 def test_stream_comes_while_the_answer_is_made(server: Server) -> None:
@@ -295,7 +289,7 @@ def test_two_servers_side_by_side_and_one_killed(
         for process in (*stubs, server):
             process.kill()
         blue.process.wait(10)
-        wait_until(lambda: not any(stub.is_running() for stub in stubs))
+        wait_for(lambda: not any(stub.is_running() for stub in stubs))
         assert regions()
         with running(blue.slot_directory, blue.endpoint, 1, state) as again:
             assert triton.generate(again.endpoint, MODEL, PROMPT, max_tokens=5)

@@ -14,8 +14,9 @@ from llmops_assets.operate.alertmanager import active_alerts
 from llmops_assets.triggers import alerts as trigger
 
 from ..operate.test_alerts import set_clock
-from ..prometheus import Monitoring, monitoring, needs_prometheus, wait_for
+from ..prometheus import Monitoring, monitoring, needs_prometheus
 from ..release_rig import MODEL, SPEC, Rig, deploy, serving
+from ..waiting import wait_for
 from .daemon import Daemon
 from .test_alerts import RULES, current, incidents, jobs, release, with_settings
 
